@@ -1,0 +1,1 @@
+"""Advantages: rewards to one number per action. One variant per file."""

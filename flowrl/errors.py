@@ -1,0 +1,32 @@
+"""The one exception for a user's mistake, and the nearest match it names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one message says what, where, the allowed values and the remedy.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(value: object, allowed: Iterable[object]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest of the allowed values, or an empty string.
+
+    >>> did_you_mean("sliding_windw", ["all_steps", "sliding_window"])
+    "; did you mean 'sliding_window'?"
+    """
+    close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def listing(allowed: Iterable[object]) -> str:
+    """Allowed values, sorted, for an error message.
+
+    >>> listing(["b", "a"])
+    'a, b'
+    """
+    return ", ".join(sorted(str(a) for a in allowed)) or "none"

@@ -1,0 +1,1 @@
+"""Kernels: stochastic transitions. One variant per file."""

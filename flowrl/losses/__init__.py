@@ -1,0 +1,1 @@
+"""Losses: surrogates on actions. One variant per file."""

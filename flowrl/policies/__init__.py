@@ -1,0 +1,1 @@
+"""Policies: what is trained. The only modules that know diffusers."""

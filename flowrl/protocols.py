@@ -1,0 +1,118 @@
+"""What each strategy family promises. Members live one per file in the folder that the family names.
+
+Axes: P prompts, E actions, L leaves, R rewards, B rows of a batch; ``...`` latent axes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from flowrl.gaussian import Gaussian
+from flowrl.sigmas import Grid
+from flowrl.types import Arm, Cond, Path, Prompt, Scores
+from flowrl.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowrl.credit import Rewards
+    from flowrl.plan import Plan
+    from flowrl.surrogate import Actions, LossTerms
+
+
+class Schedule(Variant, package="flowrl.schedules"):
+    """Which grid steps are stochastic in an iteration. Pure: equal on every rank, resumable, nothing to update."""
+
+    depends_on_iterations: ClassVar[bool] = False
+
+    @abstractmethod
+    def arms(self, *, num_steps: int, group: int, iteration: int, iterations: int, seed: int) -> tuple[Arm, ...]:
+        """The arms of this iteration. Raises ValueError where the schedule does not fit the grid."""
+
+
+class Continuation(Variant, package="flowrl.continuations"):
+    """How a noisy state is denoised to the end: one path per stream (granularity)."""
+
+    @abstractmethod
+    def paths(self, grid: Grid, start: int) -> tuple[Path, ...]:
+        """One path per stream from ``grid.sigma[start]`` to 0; the streams of all starts are the same in number."""
+
+
+class Kernel(Variant, package="flowrl.kernels"):
+    """The stochastic transition p(x' | x, v). Returns a distribution, never a sample."""
+
+    @abstractmethod
+    def transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
+        """``x``, ``v`` [B, ...]; ``sigma`` > ``sigma_next`` >= 0, each [B]."""
+
+
+class Advantage(Variant, package="flowrl.advantages"):
+    """Rewards of a whole iteration -> one number per action."""
+
+    @abstractmethod
+    def per_action(self, rewards: Rewards, plan: Plan) -> Tensor:
+        """[P, E]. Raises ValueError where a peer group has one member."""
+
+
+class Loss(Variant, package="flowrl.losses"):
+    """The surrogate that is minimised over actions."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``terms`` wants the reference policy's transition."""
+        return False
+
+    @abstractmethod
+    def terms(self, new: Gaussian, actions: Actions, ref: Gaussian | None) -> LossTerms:
+        """Per-action losses, [A]; the learner weighs and sums them."""
+
+
+class Policy(Protocol):
+    """The flow model that is trained: the only thing that knows its pipeline."""
+
+    module: nn.Module
+    """What is trained. The trainer replaces it by ``accelerator.prepare(module)``; always call through it."""
+    latent_shape: tuple[int, ...]
+    evals_per_velocity: int
+    """Transformer evaluations per velocity: 2 under classifier-free guidance, else 1."""
+
+    def encode(self, prompts: Sequence[Prompt]) -> Cond:
+        """Conditions of the prompts, [P] rows."""
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """v [B, ...] of x [B, ...] at sigma [B] (rows may differ), cond [B]; same dtype as x."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in 0..1, float32."""
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, ``velocity`` is the untrained policy's: adapter off (LoRA) or a frozen copy (full)."""
+
+
+class PolicyConfig(Variant, package="flowrl.policies"):
+    """Where a policy comes from and how it is trained. ``load`` imports the heavy libraries."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Policy: ...
+
+
+class Scorer(Protocol):
+    """(image, prompt) -> number. The same object serves as training reward and as metric."""
+
+    scope: Literal["image", "group"]
+    """``image``: each image alone; ``group``: the images of one prompt are judged together."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """``images`` [B, 3, H, W] in 0..1, one prompt per image."""
+
+
+class ScorerConfig(Variant, package="flowrl.rewards"):
+    """Where a scorer comes from. ``load`` imports the heavy libraries."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Scorer: ...

@@ -1,0 +1,1 @@
+"""Scorers: (image, prompt) to a number. One scorer per file."""

@@ -1,0 +1,1 @@
+"""Schedules: which grid steps are stochastic. One variant per file."""

@@ -1,0 +1,43 @@
+"""The grid of noise levels that a rollout walks down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+def shift_sigma(u: float, shift: float) -> float:
+    """``shift u / (1 + (shift - 1) u)``: static time shift of rectified flow (SD3, arXiv 2403.03206, Eq. 23).
+
+    >>> shift_sigma(0.5, 3.0)
+    0.75
+    """
+    return shift * u / (1.0 + (shift - 1.0) * u)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """T+1 noise levels from 1 to 0: ``u = linspace(1, 0, T+1)``, ``sigma = shift u / (1 + (shift-1) u)``.
+
+    Step k goes from ``sigma[k]`` to ``sigma[k+1]``.
+
+    >>> Grid(num_steps=2, shift=3.0).sigma
+    (1.0, 0.75, 0.0)
+    """
+
+    num_steps: int
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.shift <= 0:
+            raise ValueError(f"a grid needs num_steps >= 1 and shift > 0, got {self.num_steps} and {self.shift}")
+
+    @cached_property
+    def u(self) -> tuple[float, ...]:
+        """The unshifted levels, [T+1]."""
+        return tuple(1.0 - k / self.num_steps for k in range(self.num_steps + 1))
+
+    @cached_property
+    def sigma(self) -> tuple[float, ...]:
+        """The shifted levels, [T+1]."""
+        return tuple(shift_sigma(u, self.shift) for u in self.u)
