@@ -24,7 +24,8 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
             temporary.write_text("half of the ne")
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail_midway)
+    with pytest.raises(RuntimeError):
+        fail_midway()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["text"]
 
@@ -59,7 +60,8 @@ def test_a_folder_that_fails_to_fill_does_not_appear(tmp_path: Path) -> None:
             (temporary / "half").write_text("1")
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail_midway)
+    with pytest.raises(RuntimeError):
+        fail_midway()
     assert not os.listdir(tmp_path)
 
 
