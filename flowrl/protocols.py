@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from flowrl.credit import Mixing, Peers, Rewards, Scope, Streams, relative_advantage
 from flowrl.gaussian import Gaussian
+from flowrl.plan import Plan
 from flowrl.sigmas import Grid
 from flowrl.types import Arm, Cond, Path, Prompt, Scores
 from flowrl.variant import Variant
@@ -20,8 +23,6 @@ from flowrl.variant import Variant
 if TYPE_CHECKING:
     import torch
 
-    from flowrl.credit import Rewards
-    from flowrl.plan import Plan
     from flowrl.surrogate import Actions, LossTerms
 
 
@@ -52,11 +53,21 @@ class Kernel(Variant, package="flowrl.kernels"):
 
 
 class Advantage(Variant, package="flowrl.advantages"):
-    """Rewards of a whole iteration -> one number per action."""
+    """Rewards of a whole iteration -> one number per action. The fields are those of the one formula
+    (:func:`flowrl.credit.relative_advantage`); a member sets its paper's values, and may replace ``per_action``."""
 
-    @abstractmethod
+    peers: Peers
+    streams: Streams = "sum"
+    mixing: Mixing = "sum_of_advantages"
+    scope: Scope = "group"
+    ddof: int = Field(default=1, ge=0, le=1)
+    eps: float = Field(default=1e-8, ge=0)
+    clip: float | None = Field(default=5.0, gt=0)
+
     def per_action(self, rewards: Rewards, plan: Plan) -> Tensor:
-        """[P, E]. Raises ValueError where a peer group has one member."""
+        """[P, E] float64. Raises ValueError where a peer group has one member."""
+        fields = ("peers", "streams", "mixing", "scope", "ddof", "eps", "clip")
+        return relative_advantage(rewards, plan, **{name: getattr(self, name) for name in fields})
 
 
 class Loss(Variant, package="flowrl.losses"):

@@ -11,7 +11,8 @@ from torch import Tensor
 Solver = Literal["euler", "dpmpp_2m"]
 
 
-class Prompt(NamedTuple):
+@dataclass(frozen=True)
+class Prompt:
     """A prompt, its position in its source (which seeds its images), and what its source says about it.
 
     >>> Prompt("a red circle", index=3).text
@@ -20,7 +21,7 @@ class Prompt(NamedTuple):
 
     text: str
     index: int
-    meta: Mapping[str, Any] = {}
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Scores(NamedTuple):
