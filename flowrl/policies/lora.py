@@ -1,0 +1,93 @@
+"""Low-rank adapters of a FLUX transformer, saved as plain diffusers loads them. Never merged: see docs/flux.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+from flowrl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
+
+FLOW_GRPO_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+)
+"""What Flow-GRPO adapts in FLUX (its train_flux.py)."""
+
+
+class LoRA(BaseModel):
+    """``W + alpha / rank * B A`` on every linear layer whose name ends in a target; B starts at zero (2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: PositiveInt = 32
+    alpha: PositiveFloat = 64.0
+    targets: tuple[str, ...] = FLOW_GRPO_TARGETS
+    seed: int = 0
+    """Of A, so that every rank and every run starts from the same adapter."""
+
+
+def add_lora(transformer: FluxTransformer2DModel, lora: LoRA) -> None:
+    """Freezes the transformer and adds fp32 factors. UserError where a target names no linear layer."""
+    from peft import LoraConfig
+
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3, 4)}
+            raise UserError(f"policy.lora.targets: no linear layer ends in {target!r}{did_you_mean(target, suffixes)}")
+    transformer.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lora.seed)
+        transformer.add_adapter(
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
+            )
+        )
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def adapter_off(transformer: FluxTransformer2DModel) -> Iterator[None]:
+    """Inside, the transformer is the untrained one."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+def save_lora(transformer: FluxTransformer2DModel, folder: Path) -> None:
+    """Writes ``pytorch_lora_weights.safetensors``, rank and alpha included, for ``pipe.load_lora_weights(folder)``."""
+    from diffusers import FluxPipeline
+    from peft import get_peft_model_state_dict
+
+    FluxPipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=_metadata(transformer),
+    )
+
+
+def _metadata(transformer: FluxTransformer2DModel) -> dict[str, Any]:
+    config = transformer.peft_config["default"].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -1,0 +1,124 @@
+"""Where a diffusers pipeline lives: an embedded world, a local folder, or a hub id in the local download cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flowrl
+from flowrl.errors import UserError, did_you_mean, listing
+
+WORLDS = Path(flowrl.__file__).parent / "worlds"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
+
+def embedded_worlds() -> dict[str, Path]:
+    """Name -> pipeline folder of every world that ships with the package."""
+    return {path.parent.parent.name: path.parent for path in sorted(WORLDS.glob("*/pipeline/model_index.json"))}
+
+
+def locate(source: str, components: Sequence[str] = COMPONENTS) -> Path:
+    """The folder of a pipeline, every file of the given components in place.
+
+    ``source``: the name of an embedded world, a folder, or a hub id whose files ``hf download`` has fetched; nothing is
+    downloaded here. Raises UserError that names the source, the missing files and the command that fetches them.
+    """
+    worlds = embedded_worlds()
+    if source in worlds:
+        return worlds[source]
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        _require(folder, missing_files(folder, components), remedy="copy them there, or name another folder or hub id")
+        return folder
+    if HUB_ID.fullmatch(source):
+        return _locate_in_hub_cache(source, components)
+    raise UserError(
+        f"policy.source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
+        f"'owner/name'{did_you_mean(source, [*worlds, *_siblings(folder)])}"
+    )
+
+
+def _siblings(folder: Path) -> Iterator[str]:
+    if folder.parent.is_dir():
+        yield from (str(folder.parent / other.name) for other in folder.parent.iterdir() if other.is_dir())
+
+
+def _locate_in_hub_cache(source: str, components: Sequence[str]) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(source, "model_index.json")
+    folder = Path(index).parent if isinstance(index, str) else None
+    missing = missing_files(folder, components) if folder else ["model_index.json", *(f"{c}/*" for c in components)]
+    patterns = " ".join(f'"{pattern}"' for pattern in ["model_index.json", *(f"{c}/*" for c in COMPONENTS)])
+    remedy = (
+        f"fetch them with\n  hf download {source} {patterns}\n"
+        f"and, if the model is gated, first accept its licence at https://huggingface.co/{source} and `hf auth login`"
+    )
+    _require(source, missing, remedy)
+    assert folder is not None
+    return folder
+
+
+def _require(where: object, missing: Sequence[str], remedy: str) -> None:
+    if missing:
+        raise UserError(f"{where} is not a complete pipeline; missing: {', '.join(missing)}; {remedy}")
+
+
+def missing_files(folder: Path, components: Iterable[str] = COMPONENTS) -> list[str]:
+    """The files that the components need and the folder lacks, relative to it; all shards of sharded weights count."""
+    missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
+    for component in components:
+        if component.startswith("tokenizer"):
+            found = any(all((folder / component / name).is_file() for name in names) for names in TOKENIZER_FILES)
+            missing += [] if found else [f"{component}/{TOKENIZER_FILES[0][0]}"]
+        elif component == "scheduler":
+            missing += _absent(folder, ["scheduler/scheduler_config.json"])
+        else:
+            missing += _absent(folder, [f"{component}/config.json", *_weights(folder, component)])
+    return missing
+
+
+def _weights(folder: Path, component: str) -> list[str]:
+    stem = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+    index = folder / component / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return [f"{component}/{stem}.safetensors"]
+    return [f"{component}/{name}" for name in sorted(set(read_json(index)["weight_map"].values()))]
+
+
+def _absent(folder: Path, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object; UserError where it does not."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
+    return value
+
+
+def digest(folder: Path, components: Iterable[str] = COMPONENTS, block: int = 1 << 20) -> str:
+    """A content hash of the components' files: name, size, and the first, middle and last block of each.
+
+    Sampling keeps it instant for weights of tens of GB, whose every block changes when they are trained further.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    for component in sorted(components):
+        for path in sorted(p for p in (folder / component).rglob("*") if p.is_file()):
+            size = path.stat().st_size
+            hasher.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+            with path.open("rb") as file:
+                for start in (0, max(0, size // 2 - block // 2), max(0, size - block)):
+                    file.seek(start)
+                    hasher.update(file.read(block))
+    return hasher.hexdigest()
