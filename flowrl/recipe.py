@@ -1,0 +1,340 @@
+"""The recipe: one frozen record of everything a run needs, composed from YAML files and checked as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from flowrl.errors import UserError
+from flowrl.plan import Plan, compile_plan
+from flowrl.protocols import Advantage, Continuation, Kernel, Loss, PolicyConfig, Schedule, ScorerConfig
+from flowrl.recipe_errors import explain
+from flowrl.recipe_files import Merged, RecipeFile, assemble
+from flowrl.sigmas import Grid
+from flowrl.types import Arm
+
+TRAJECTORY_FREE_KEYS = frozenset(
+    {
+        "name",
+        "summary",
+        "rollout.max_batch",
+        "rollout.decode_batch",
+        "data.test",
+        "evaluation",
+        "run.microbatch",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.sample_every",
+        "run.num_samples",
+        "run.trackers",
+        "run.self_check_bound",
+        "model.cache_limit",
+    }
+)
+"""Keys (with all below them) that may change when a run is resumed: they do not enter the parameters' trajectory."""
+
+
+class Section(BaseModel):
+    """A part of the recipe that is not a choice among kinds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainSection(Section):
+    """How an iteration's actions are divided into optimiser steps."""
+
+    updates: int = Field(ge=1)
+    """Ordered optimiser steps per iteration."""
+    split: Literal["step", "sample"]
+    """Whether an update takes whole grid steps or whole samples."""
+    fraction: float = Field(gt=0, le=1)
+    """The part of a sample's actions that is trained, drawn at random per sample."""
+
+
+class GridSection(Section):
+    """The noise levels of the rollout."""
+
+    num_steps: int = Field(ge=2)
+    shift: float = Field(gt=0)
+
+
+class RolloutSection(Section):
+    """How much is sampled per iteration, and how it is packed."""
+
+    group: int = Field(ge=2)
+    """Siblings per decision, G. One alone would have nobody to be compared with."""
+    prompts: int = Field(ge=1)
+    """Prompts per iteration over all processes."""
+    max_batch: int = Field(default=64, ge=1)
+    """Latents per forward."""
+    decode_batch: int = Field(default=16, ge=1)
+    """Images decoded and scored together."""
+
+
+class OptimizerSection(Section):
+    """AdamW and what surrounds it."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = Field(default=0, ge=0)
+    """Optimiser steps of linear warm-up."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per optimiser step of the averaged weights; null for none."""
+
+
+class DataSection(Section):
+    """Where prompts come from (:func:`flowrl.data.load_prompts` reads a source)."""
+
+    train: str = Field(min_length=1)
+    test: str | None = None
+
+
+class RunSection(Section):
+    """How long, how exactly, and what is kept."""
+
+    seed: int = Field(default=42, ge=0)
+    iterations: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"]
+    """Of the forwards; trainable parameters and optimiser state are fp32."""
+    non_finite: Literal["fail", "skip_group"] = "fail"
+    """What a reward, loss or gradient that is not finite does: it stops the run, or drops its prompt's group."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    sample_every: int = Field(default=0, ge=0)
+    """Iterations between sample grids; 0 for none but those before and after."""
+    num_samples: int = Field(default=8, ge=1)
+    trackers: tuple[
+        Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"], ...
+    ] = ("tensorboard",)
+    microbatch: int = Field(default=32, ge=1)
+    """Decisions per training forward."""
+    self_check_bound: float | None = Field(default=None, gt=0)
+    """Largest log-ratio of the first-step self-check; null for the precision's documented bound."""
+
+
+class EvaluationSection(Section):
+    """The held-out evaluation before and after training."""
+
+    num_steps: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    """Prompts of data.test that are evaluated; null for all."""
+    scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
+
+
+class Reward(Section):
+    """A scorer and its weight. In YAML one mapping: ``{kind: gold, weight: 1.0}``."""
+
+    scorer: ScorerConfig
+    weight: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"scorer": data}
+        if isinstance(data, dict) and "scorer" not in data:
+            weight = {"weight": data["weight"]} if "weight" in data else {}
+            return {"scorer": {key: value for key, value in data.items() if key != "weight"}} | weight
+        return data
+
+    @model_serializer(mode="plain")
+    def _together(self) -> dict[str, Any]:
+        return self.scorer.model_dump(mode="json") | {"weight": self.weight}
+
+
+class Recipe(Section):
+    """Everything a run needs. Build it with :func:`load_recipe`."""
+
+    name: str = Field(min_length=1)
+    summary: str
+    plugins: tuple[str, ...] = ()
+    """Modules that hold strategies of one's own; imported before anything is checked."""
+    schedule: Schedule
+    continuation: Continuation
+    kernel: Kernel
+    advantage: Advantage
+    loss: Loss
+    train: TrainSection
+    model: PolicyConfig
+    grid: GridSection
+    rollout: RolloutSection
+    optimizer: OptimizerSection
+    rewards: dict[str, Reward] = Field(min_length=1)
+    data: DataSection
+    run: RunSection
+    evaluation: EvaluationSection
+
+    _source_path: Path = PrivateAttr(default=Path())
+    _model_name: str | None = PrivateAttr(default=None)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _without_nulls(cls, rewards: Any) -> Any:
+        """``rewards.hps: null`` takes away a reward that an included fragment brings."""
+        if isinstance(rewards, dict):
+            return {name: reward for name, reward in rewards.items() if reward is not None}
+        return rewards
+
+    @property
+    def source_path(self) -> Path:
+        """The file that :func:`load_recipe` read."""
+        return self._source_path
+
+    @property
+    def model_name(self) -> str | None:
+        """The name of the model fragment, which picks the ``for`` blocks."""
+        return self._model_name
+
+    def arms(self, iteration: int) -> tuple[Arm, ...]:
+        """The schedule's arms at an iteration."""
+        return self.schedule.arms(
+            num_steps=self.grid.num_steps,
+            group=self.rollout.group,
+            iteration=iteration,
+            iterations=self.run.iterations,
+            seed=self.run.seed,
+        )
+
+    def plan(self, iteration: int = 0) -> Plan:
+        """The plan of an iteration; raises UserError where schedule, grid, group and peers do not fit together."""
+        section = "schedule"
+        try:
+            arms = self.arms(iteration)
+            section = "continuation"
+            plan = compile_plan(Grid(self.grid.num_steps, self.grid.shift), arms, self.continuation.paths)
+            section = "advantage"
+            plan.peers(self.advantage.peers)
+        except ValueError as error:
+            raise UserError(f"{self.source_path}: {section}: {error}") from error
+        return plan
+
+    def resolved(self) -> dict[str, Any]:
+        """All values as plain data, without includes: a YAML file of them is the same recipe."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """A name for the trajectory: equal for recipes that differ in ``TRAJECTORY_FREE_KEYS`` only."""
+        entering = sorted((key, repr(value)) for key, value in _leaves(self.resolved()) if not _is_free(key))
+        return hashlib.sha256(json.dumps(entering).encode()).hexdigest()[:16]
+
+
+def load_recipe(
+    path_or_name: str | Path, *, model: str | None = None, rewards: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Read, merge and check a recipe: command line > recipe ``for`` > recipe > ``rewards`` > ``model``.
+
+    Args:
+        path_or_name: a YAML file, or the name of a shipped recipe.
+        model, rewards: fragments (path or name) in place of the recipe's own.
+        overrides: ``dotted.path=value`` with the value in YAML.
+
+    Raises:
+        UserError: with every problem found, each with its file, its path inside the file and the rule.
+
+    >>> load_recipe("g2rpo", overrides=["rollout.group=4"]).rollout.group
+    4
+    """
+    file, merged = assemble(path_or_name, model=model, rewards=rewards, overrides=overrides)
+    _import_plugins(file, merged)
+    try:
+        recipe = Recipe.model_validate(merged.values)
+    except ValidationError as error:
+        raise UserError(explain(error, Recipe, merged, file.label)) from error
+    recipe._source_path = file.path
+    recipe._model_name = merged.model_name
+    recipe.plan()
+    return recipe
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What keeps a run of the resolved recipe ``old`` from being continued with ``new``, one line per key.
+
+    Keys of ``TRAJECTORY_FREE_KEYS`` may differ. ``run.iterations`` may grow where neither the schedule nor the
+    learning rate depends on it.
+
+    >>> differences({"optimizer": {"lr": 1e-4}}, {"optimizer": {"lr": 2e-4}})
+    ['optimizer.lr: 0.0001 -> 0.0002']
+    """
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        a, b = before.get(key, "not set"), after.get(key, "not set")
+        if a == b or _is_free(key):
+            continue
+        if key == "run.iterations":
+            if b < a:
+                found.append(f"{key}: {a} -> {b} (it may only grow)")
+            elif reason := _depends_on_iterations(old, new):
+                found.append(f"{key}: {a} -> {b} ({reason} depends on it)")
+            continue
+        found.append(f"{key}: {a} -> {b}")
+    return found
+
+
+def _depends_on_iterations(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """What of the iterations of ``old`` would be another with the number of iterations of ``new``."""
+    if old["optimizer"]["schedule"] != "constant":
+        return "optimizer.schedule"
+    schedule = Schedule.model_validate(old["schedule"])
+    count = old["run"]["iterations"]
+    shape = {
+        "num_steps": old["grid"]["num_steps"],
+        "group": old["rollout"]["group"],
+        "seed": old["run"]["seed"],
+    }
+    for iteration in range(count):
+        planned = schedule.arms(iteration=iteration, iterations=count, **shape)
+        if planned != schedule.arms(iteration=iteration, iterations=new["run"]["iterations"], **shape):
+            return "schedule"
+    return None
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything that is not a mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_free(key: str) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in TRAJECTORY_FREE_KEYS for length in range(1, len(parts) + 1))
+
+
+def _import_plugins(file: RecipeFile, merged: Merged) -> None:
+    """Import the modules named under ``plugins``: installed ones, or files beside the recipe."""
+    names = merged.values.get("plugins", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file.label}: plugins must be a list of module names, got {names!r}")
+    folder = str(file.path.parent)
+    if names and folder not in sys.path:
+        sys.path.append(folder)
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"{file.label}: plugins: {name} cannot be imported: {problem}") from error
