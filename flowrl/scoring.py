@@ -1,0 +1,74 @@
+"""Leaves to rewards: finished latents are decoded, scored and dropped, a chunk at a time.
+
+Axes: P prompts, L leaves, R rewards, B rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from flowrl.credit import Rewards
+from flowrl.protocols import Policy, Scorer
+from flowrl.types import Prompt, Scores
+
+
+class Scoring:
+    """Collects the rewards of a rollout; ``add`` is the engine's ``on_leaves``.
+
+    Scorers of scope ``group`` judge all leaves of a prompt together, so their images are held (as bytes, on the CPU)
+    until :meth:`rewards`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        scorers: Mapping[str, Scorer],
+        weights: Mapping[str, float],
+        prompts: Sequence[Prompt],
+        num_leaves: int,
+    ) -> None:
+        self.policy, self.scorers, self.prompts = policy, dict(scorers), prompts
+        self.weights = tuple(weights[name] for name in scorers)
+        shape = (len(prompts), num_leaves, len(scorers))
+        self.values = torch.zeros(shape, dtype=torch.float64)
+        self.valid = torch.zeros(shape, dtype=torch.bool)
+        self.parts: dict[str, list[Tensor]] = {}
+        self._held: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, x: Tensor, rows: Sequence[tuple[int, int]]) -> None:
+        """``x`` [B, ...] finished latents; ``rows`` (prompt, leaf column) of each."""
+        images = self.policy.decode(x)
+        for r, (name, scorer) in enumerate(self.scorers.items()):
+            if scorer.scope == "image":
+                self._record(r, name, rows, scorer.score(images, [self.prompts[p] for p, _ in rows]))
+        if any(scorer.scope == "group" for scorer in self.scorers.values()):
+            held = (images * 255).round().to("cpu", torch.uint8)
+            self._held.update(zip(rows, held, strict=True))
+
+    def rewards(self) -> Rewards:
+        """What all scorers said, [P, L, R]."""
+        for r, (name, scorer) in enumerate(self.scorers.items()):
+            if scorer.scope == "group":
+                for p, prompt in enumerate(self.prompts):
+                    rows = [(p, column) for column in range(self.values.shape[1])]
+                    images = torch.stack([self._held[row] for row in rows]) / 255
+                    self._record(r, name, rows, scorer.score(images, [prompt] * len(rows)))
+        self._held.clear()
+        return Rewards(self.values, self.valid, tuple(self.scorers), self.weights)
+
+    def _record(self, r: int, name: str, rows: Sequence[tuple[int, int]], scores: Scores) -> None:
+        prompts, columns = torch.tensor(rows).T
+        values = scores.values.detach().double().cpu()
+        valid = scores.valid.cpu() & values.isfinite()
+        self.values[prompts, columns, r] = values.where(valid, 0.0)
+        self.valid[prompts, columns, r] = valid
+        for part, of_part in scores.parts.items():
+            self.parts.setdefault(f"{name}/{part}", []).append(of_part.detach().double().cpu()[valid])
+
+    def part_means(self) -> dict[str, float]:
+        """Mean over all leaves of every part the scorers report."""
+        return {name: float(torch.cat(values).mean()) for name, values in self.parts.items() if any(map(len, values))}

@@ -1,0 +1,60 @@
+"""A policy small enough to differentiate in float64, and a scorer for its two-pixel images."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from flowrl.types import Cond, Prompt, Scores
+
+
+class TinyPolicy:
+    """v(x, sigma, prompt) of a two-layer net over six latent dimensions."""
+
+    latent_shape = (3, 2)
+    evals_per_velocity = 1
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
+        torch.manual_seed(seed)
+        self.module: nn.Module = nn.Sequential(nn.Linear(6 + 1 + 4, 16), nn.Tanh(), nn.Linear(16, 6)).to(dtype)
+        self.frozen = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.calls: list[int] = []
+
+    def encode(self, prompts: list[Prompt]) -> Cond:
+        rows = [torch.randn(4, generator=torch.Generator().manual_seed(p.index)) for p in prompts]
+        return Cond({"text": torch.stack(rows)})
+
+    def velocity(self, x, sigma, cond):
+        self.calls.append(len(x))
+        text = cond.tensors["text"].to(x.dtype)
+        return self.module(torch.cat([x.flatten(1), sigma[:, None], text], 1)).reshape(x.shape)
+
+    def decode(self, x):
+        return x.float().sigmoid().reshape(len(x), 3, 2, 1)
+
+    @contextmanager
+    def reference(self):
+        current = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self.frozen)
+        yield
+        self.module.load_state_dict(current)
+
+
+class TinyScorer:
+    """Brightness against a target that the prompt's index names."""
+
+    scope = "image"
+
+    def __init__(self, channel: int = 0) -> None:
+        self.channel = channel
+
+    def score(self, images, prompts):
+        target = torch.tensor([0.3 + 0.1 * (p.index % 4) for p in prompts])
+        values = -((images[:, self.channel].flatten(1).double() - target[:, None].double()) ** 2).sum(1)
+        return Scores(values, torch.ones(len(images), dtype=torch.bool), {"mean": values})
+
+
+def prompts_of(count: int) -> list[Prompt]:
+    return [Prompt(f"prompt {i}", index=i) for i in range(count)]
