@@ -76,8 +76,8 @@ def _prompt_column(row: Mapping[str, Any], where: str, column: str | None) -> st
     for name in [*COLUMNS, *(translations if len(translations) == 1 else [])]:
         if name in row:
             return name
-    wanted = did_you_mean("prompt", row)
-    raise UserError(f"prompts: {where} has none of the columns {', '.join(COLUMNS)}; it has {listing(row)}{wanted}")
+    rule = f"has none of the columns {', '.join(COLUMNS)}; it has {listing(row)}"
+    raise UserError(f"prompts: {where} {rule}; rename the one that holds the prompts to 'prompt'")
 
 
 # ---- readers

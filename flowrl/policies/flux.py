@@ -19,6 +19,7 @@ from flowrl.policies.flux_shape import PUBLISHED, FluxShape, read_shape
 from flowrl.policies.lora import LoRA, adapter_off, add_lora, save_lora
 from flowrl.policies.pipeline_folder import digest, embedded_worlds, locate, read_json
 from flowrl.protocols import PolicyConfig
+from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
 
 if TYPE_CHECKING:
@@ -128,6 +129,18 @@ class FluxPolicy:
         rows, columns = self.shape.token_grid
         image_ids = FluxPipeline._prepare_latent_image_ids(1, rows, columns, self.device, torch.float32)
         return image_ids, torch.zeros(self.shape.text_tokens, 3, device=self.device)
+
+    def pipeline_sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """The noise levels of ``FluxPipeline(num_inference_steps=num_steps)`` at this size, shifted by its scheduler;
+        [num_steps + 1], the last 0."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler")
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        mu = calculate_shift(self.latent_shape[0], *(scheduler.config[name] for name in names))
+        scheduler.set_timesteps(sigmas=list(Grid(num_steps).u[:-1]), mu=mu)
+        return tuple(scheduler.sigmas.tolist())
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, ``velocity`` is the untrained policy's: adapter off, or the source's own weights in fp32."""

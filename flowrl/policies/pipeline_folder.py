@@ -55,7 +55,7 @@ def _locate_in_hub_cache(source: str, components: Sequence[str]) -> Path:
     index = try_to_load_from_cache(source, "model_index.json")
     folder = Path(index).parent if isinstance(index, str) else None
     missing = missing_files(folder, components) if folder else ["model_index.json", *(f"{c}/*" for c in components)]
-    patterns = " ".join(f'"{pattern}"' for pattern in ["model_index.json", *(f"{c}/*" for c in COMPONENTS)])
+    patterns = " ".join(f'--include "{pattern}"' for pattern in ["model_index.json", *(f"{c}/*" for c in COMPONENTS)])
     remedy = (
         f"fetch them with\n  hf download {source} {patterns}\n"
         f"and, if the model is gated, first accept its licence at https://huggingface.co/{source} and `hf auth login`"
