@@ -24,9 +24,9 @@ class Interrupt:
     """Ctrl-C and SIGTERM as a request that the training loop answers after the iteration in flight.
 
     The first signal sets ``requested``. A second one, or ``grace`` seconds after the first, raises DropIteration in
-    the main thread. A signal that arrives inside ``shielded()`` never raises: a save that has begun is finished.
-    Handlers and the timer are restored on leaving. Outside the main thread, where Python has no signal handlers,
-    only ``request()`` sets ``requested``.
+    the main thread, except inside ``shielded()``: an update or a save that has begun is finished. Handlers and the
+    timer are restored on leaving. Outside the main thread, where Python has no signal handlers, only ``request()`` sets
+    ``requested``.
 
     >>> with Interrupt(grace=30.0) as interrupt:
     ...     while not interrupt.requested:
@@ -68,7 +68,7 @@ class Interrupt:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Inside, signals are noted but do not raise: for a save, which is of no use half done."""
+        """Inside, signals are noted but do not raise: for updates and saves, which are of no use half done."""
         self._shields += 1
         try:
             yield
@@ -92,7 +92,7 @@ class Interrupt:
     def _drop(self, reason: str) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self._shields:
-            self._say(f"{reason}: the save in progress is finished first")
+            self._say(f"{reason}: the update or save in progress is finished first")
             return
         self._say(f"{reason}: dropping the iteration in flight")
         raise DropIteration(reason)

@@ -38,8 +38,8 @@ def run(
 
     Returns 0 where all succeed, else the exit code of the first that failed (128 + n where signal n ended it). The
     others then have ``grace`` seconds to fail by themselves, as many to answer SIGTERM, and are killed. SIGINT and
-    SIGTERM, each time they arrive, are passed on to every rank. Rank 0 writes to this terminal; the output of another
-    rank is shown, with its rank in front, if it fails. Call from the main thread.
+    SIGTERM are passed on to every rank, twice; the third time kills them. Rank 0 writes to this terminal; the output of
+    another rank is shown, with its rank in front, if it fails. Call from the main thread.
     """
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
@@ -151,7 +151,8 @@ class _Ranks:
     def _poll(self, note: bool = True) -> None:
         time.sleep(POLL_SECONDS)
         while self.num_passed_on < len(self.received):
-            self._send(self.received[self.num_passed_on])
+            # A rank that waits in a collective for one that is gone answers neither of the first two.
+            self._send(self.received[self.num_passed_on] if self.num_passed_on < 2 else signal.SIGKILL)
             self.num_passed_on += 1
         if note:
             for rank, process in enumerate(self.processes):
