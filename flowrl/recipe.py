@@ -25,9 +25,10 @@ from flowrl.errors import UserError
 from flowrl.plan import Plan, compile_plan
 from flowrl.protocols import Advantage, Continuation, Kernel, Loss, PolicyConfig, Schedule, ScorerConfig
 from flowrl.recipe_errors import explain
-from flowrl.recipe_files import Merged, RecipeFile, assemble
+from flowrl.recipe_files import Merged, RecipeFile, assemble, assemble_model
 from flowrl.sigmas import Grid
 from flowrl.types import Arm
+from flowrl.updates import Updates
 
 TRAJECTORY_FREE_KEYS = frozenset(
     {
@@ -54,17 +55,6 @@ class Section(BaseModel):
     """A part of the recipe that is not a choice among kinds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TrainSection(Section):
-    """How an iteration's actions are divided into optimiser steps."""
-
-    updates: int = Field(ge=1)
-    """Ordered optimiser steps per iteration."""
-    split: Literal["step", "sample"]
-    """Whether an update takes whole grid steps or whole samples."""
-    fraction: float = Field(gt=0, le=1)
-    """The part of a sample's actions that is trained, drawn at random per sample."""
 
 
 class GridSection(Section):
@@ -175,7 +165,8 @@ class Recipe(Section):
     kernel: Kernel
     advantage: Advantage
     loss: Loss
-    train: TrainSection
+    train: Updates
+    """How an iteration's actions are divided into optimiser steps."""
     model: PolicyConfig
     grid: GridSection
     rollout: RolloutSection
@@ -217,7 +208,7 @@ class Recipe(Section):
         )
 
     def plan(self, iteration: int = 0) -> Plan:
-        """The plan of an iteration; raises UserError where schedule, grid, group and peers do not fit together."""
+        """The plan of an iteration; raises UserError where schedule, grid, group, peers and updates do not fit."""
         section = "schedule"
         try:
             arms = self.arms(iteration)
@@ -225,9 +216,15 @@ class Recipe(Section):
             plan = compile_plan(Grid(self.grid.num_steps, self.grid.shift), arms, self.continuation.paths)
             section = "advantage"
             plan.peers(self.advantage.peers)
+            section = "train"
+            self.partition(plan, iteration, position=0)
         except ValueError as error:
             raise UserError(f"{self.source_path}: {section}: {error}") from error
         return plan
+
+    def partition(self, plan: Plan, iteration: int, position: int) -> tuple[tuple[int, ...], ...]:
+        """[updates] the actions that each update trains, for the prompt at a place of the global batch."""
+        return self.train.partition(plan, seed=self.run.seed, iteration=iteration, position=position)
 
     def resolved(self) -> dict[str, Any]:
         """All values as plain data, without includes: a YAML file of them is the same recipe."""
@@ -237,6 +234,16 @@ class Recipe(Section):
         """A name for the trajectory: equal for recipes that differ in ``TRAJECTORY_FREE_KEYS`` only."""
         entering = sorted((key, repr(value)) for key, value in _leaves(self.resolved()) if not _is_free(key))
         return hashlib.sha256(json.dumps(entering).encode()).hexdigest()[:16]
+
+
+class ModelFragment(BaseModel):
+    """What a model fragment says of the model itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: PolicyConfig
+    grid: GridSection
+    evaluation: EvaluationSection
 
 
 def load_recipe(
@@ -265,6 +272,15 @@ def load_recipe(
     recipe._model_name = merged.model_name
     recipe.plan()
     return recipe
+
+
+def load_model(name: str) -> ModelFragment:
+    """A model fragment alone: its name, or its file."""
+    file, merged = assemble_model(name)
+    try:
+        return ModelFragment.model_validate(merged.values)
+    except ValidationError as error:
+        raise UserError(explain(error, ModelFragment, merged, file.label)) from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

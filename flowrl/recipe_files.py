@@ -104,15 +104,35 @@ def assemble(
         files = _swap(files, "rewards", read(find("rewards", rewards, root.path.parent)))
     files.sort(key=lambda file: _ROLES.index(file.role))  # stable: within a role, the order of the includes
 
+    merged = _merge(files)
+    for override in overrides:
+        merged.add(_parse_override(override), COMMAND_LINE)
+    return root, merged
+
+
+def assemble_model(name: str) -> tuple[RecipeFile, Merged]:
+    """A model fragment (path or name) alone, with what it includes."""
+    root = read(find("models", name, Path.cwd()))
+    if root.role != "model":
+        raise UserError(f"{root.label} is not a model: it needs `fragment: true` and a `model:` section")
+    return root, _merge(list(_collect(root, ())))
+
+
+def model_names() -> list[str]:
+    """The shipped model fragments."""
+    return sorted(path.stem for path in (shipped_folder() / "models").glob("*.yaml"))
+
+
+def _merge(files: Sequence[RecipeFile]) -> Merged:
+    """Layers in the order given; each file's ``for`` block lies over the file itself."""
     merged = Merged()
     models = [file for file in files if file.role == "model" and "model" in file.values]
     merged.model_name = models[-1].path.stem if models else None
     for file in files:
-        merged.add({key: value for key, value in file.values.items() if key not in _STRUCTURE}, file.label)
+        structure = (*_STRUCTURE, "name", "summary") if file.is_fragment else _STRUCTURE
+        merged.add({key: value for key, value in file.values.items() if key not in structure}, file.label)
         merged.add(_for_model(file, merged.model_name), file.label)
-    for override in overrides:
-        merged.add(_parse_override(override), COMMAND_LINE)
-    return root, merged
+    return merged
 
 
 def read(path: Path) -> RecipeFile:
@@ -220,8 +240,8 @@ def _for_model(file: RecipeFile, model_name: str | None) -> Mapping[str, Any]:
         raise UserError(f"{file.label}: for: must map a model's name to a mapping of sections, got {blocks!r}")
     for name in blocks:
         if name != model_name and _look_up(f"models/{name}", file.path.parent) is None:
-            known = [path.stem for path in (shipped_folder() / "models").glob("*.yaml")]
-            raise UserError(f"{file.label}: for.{name}: there is no model fragment of that name{_hint(name, known)}")
+            hint = _hint(name, model_names())
+            raise UserError(f"{file.label}: for.{name}: there is no model fragment of that name{hint}")
         if nested := [key for key in _STRUCTURE if key in blocks[name]]:
             raise UserError(f"{file.label}: for.{name}.{nested[0]}: belongs to the top of a file only")
     block: Mapping[str, Any] = blocks.get(model_name, {})

@@ -1,0 +1,71 @@
+"""What an iteration costs, before anything runs: counts from the plan, FLOPs from the model's sizes."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import NamedTuple
+
+from flowrl.errors import UserError
+from flowrl.policies.flux import Flux
+from flowrl.recipe import Recipe
+from flowrl.updates import decisions_of
+
+
+class Flops(NamedTuple):
+    """FLOPs of the transformer, per prompt and iteration (text encoders, VAE and scorers apart)."""
+
+    per_forward: int
+    rollout: float
+    training: float
+
+
+class Cost(NamedTuple):
+    """One prompt's share of an iteration."""
+
+    forwards: int
+    """Velocity evaluations of the rollout."""
+    training_forwards: float
+    """Forwards that are differentiated; a mean over the iteration's prompts where they draw their actions."""
+    actions: int
+    trained_actions: float
+    decisions: int
+    leaves: int
+    waves: int
+    """Sequential forwards that batches of any size would need."""
+    forwards_alone: int
+    """Velocity evaluations if every reading were denoised alone from its root."""
+    flops: Flops | None
+    """None where the model's sizes are not known."""
+
+
+def iteration_cost(recipe: Recipe, iteration: int = 0) -> Cost:
+    """The cost of an iteration. Raises UserError where it lies outside the run or does not compile."""
+    if not 0 <= iteration < recipe.run.iterations:
+        raise UserError(f"iteration {iteration} is not in this run: allowed are 0..{recipe.run.iterations - 1}")
+    plan = recipe.plan(iteration)
+    partitions = [recipe.partition(plan, iteration, position) for position in range(recipe.rollout.prompts)]
+    training_forwards = fmean(sum(len(decisions_of(plan, update)) for update in part) for part in partitions)
+    return Cost(
+        forwards=plan.num_forwards,
+        training_forwards=training_forwards,
+        actions=len(plan.actions),
+        trained_actions=fmean(sum(map(len, part)) for part in partitions),
+        decisions=len(plan.decisions),
+        leaves=len(plan.leaves),
+        waves=len(plan.waves),
+        forwards_alone=plan.forwards_alone,
+        flops=_flops(recipe, plan.num_forwards, training_forwards),
+    )
+
+
+def _flops(recipe: Recipe, forwards: int, training_forwards: float) -> Flops | None:
+    """A backward costs two forwards: the gradients of the activations, and those of the weights, which LoRA does
+    without; gradient checkpointing repeats the forward; a reference policy adds one."""
+    if not isinstance(recipe.model, Flux):
+        return None
+    try:
+        per_forward = recipe.model.shape().flops_per_forward
+    except UserError:  # its folder is not here
+        return None
+    passes = 3 - (recipe.model.lora is not None) + recipe.model.gradient_checkpointing + recipe.loss.needs_reference
+    return Flops(per_forward, float(forwards * per_forward), training_forwards * passes * per_forward)
