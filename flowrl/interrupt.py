@@ -35,8 +35,8 @@ class Interrupt:
 
     def __init__(self, grace: float | None = None, say: Callable[[str], None] | None = None) -> None:
         """``grace`` in seconds, None: no limit. ``say`` shows a line to the user; standard error by default."""
-        if grace is not None and grace <= 0:
-            raise ValueError(f"grace must be more than 0 seconds, got {grace}")
+        if grace is not None and grace < 0:
+            raise ValueError(f"grace must be 0 seconds or more, got {grace}")
         self.grace = grace
         self.requested = False
         self.signal: signal.Signals | None = None
@@ -81,6 +81,9 @@ class Interrupt:
             return
         self.signal = signal.Signals(number)
         self.requested = True
+        if self.grace == 0:
+            self._drop(self.signal.name)
+            return
         limit = "" if self.grace is None else f" within {self.grace:g} seconds"
         self._say(f"{self.signal.name}: finishing the iteration{limit}, then saving; once more drops it")
         if self.grace is not None:

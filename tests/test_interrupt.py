@@ -102,6 +102,15 @@ def test_the_default_message_goes_to_standard_error(capfd: pytest.CaptureFixture
     assert "SIGINT: finishing the iteration within 60 seconds" in capfd.readouterr().err
 
 
-def test_grace_is_positive() -> None:
-    with pytest.raises(ValueError, match="more than 0"):
-        Interrupt(grace=0)
+def test_no_grace_drops_at_once(said: list[str]) -> None:
+    with Interrupt(grace=0, say=said.append) as interrupt:
+        with pytest.raises(DropIteration):
+            send(signal.SIGTERM)
+        assert interrupt.requested
+    with Interrupt(grace=0, say=said.append) as interrupt, interrupt.shielded():
+        send(signal.SIGTERM)
+
+
+def test_grace_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="0 seconds or more"):
+        Interrupt(grace=-1)
