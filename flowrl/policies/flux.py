@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -85,8 +85,6 @@ class FluxPolicy:
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.module: nn.Module = self.transformer
-        self._untrained: FluxTransformer2DModel | None = None
-        self._use_untrained = False
         limit = round(config.cache_limit * GB)
         self.cache = EmbeddingCache(Path(config.cache_dir) if config.cache_dir else default_cache_dir(), limit)
 
@@ -104,13 +102,12 @@ class FluxPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, tokens, channels] at sigma [B], called as FluxPipeline does; in x's dtype."""
-        model = self._untrained if self._use_untrained and self._untrained is not None else self.module
         dtype = self.transformer.proj_out.weight.dtype
         image_ids, text_ids = self._ids
         guidance = None
         if self.shape.guidance_embeds:
             guidance = torch.full((len(x),), self.config.guidance, device=x.device, dtype=torch.float32)
-        v = model(
+        v = self.module(
             hidden_states=x.to(dtype),
             timestep=sigma.to(x.device),  # in 0..1: the transformer multiplies by 1000
             guidance=guidance,
@@ -143,18 +140,28 @@ class FluxPolicy:
         return tuple(scheduler.sigmas.tolist())
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, ``velocity`` is the untrained policy's: adapter off, or the source's own weights in fp32."""
-        return adapter_off(self.transformer) if self.config.lora is not None else self._swapped_in()
+        """Inside, ``velocity`` is the untrained policy's: adapter off, or the source's own weights swapped in."""
+        return adapter_off(self.transformer) if self.config.lora is not None else self._untrained_swapped_in()
 
     @contextmanager
-    def _swapped_in(self) -> Iterator[None]:
-        if self._untrained is None:  # from the source, not from the module: a resumed module is already trained
-            self._untrained = self._load_transformer(torch.float32).requires_grad_(False)
-        self._use_untrained = True
+    def _untrained_swapped_in(self) -> Iterator[None]:
+        """Into the module itself, so that the reference runs under the same wrappers, autocast and kernels."""
+        trained = {name: parameter.data for name, parameter in self.transformer.named_parameters()}
+        self._set_weights(self._untrained)
         try:
             yield
         finally:
-            self._use_untrained = False
+            self._set_weights(trained)
+
+    def _set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.transformer.named_parameters():
+            parameter.data = weights[name]
+        torch.clear_autocast_cache()  # it knows a parameter by its identity and would give the other's cast
+
+    @cached_property
+    def _untrained(self) -> dict[str, Tensor]:
+        """From the source, not from the module: that of a resumed run is already trained."""
+        return {name: parameter.data for name, parameter in self._load_transformer(torch.float32).named_parameters()}
 
     # ---- decode
 

@@ -33,15 +33,16 @@ FLOW_GRPO_TARGETS = (
 
 
 class LoRA(BaseModel):
-    """``W + alpha / rank * B A`` on every linear layer whose name ends in a target; B starts at zero (2106.09685)."""
+    """``W + alpha / rank * B A`` on every linear layer whose name ends in a target (arXiv 2106.09685).
+
+    B starts at zero; A is drawn from torch's global generator, which the trainer seeds alike on every rank.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: PositiveInt = 32
     alpha: PositiveFloat = 64.0
     targets: tuple[str, ...] = FLOW_GRPO_TARGETS
-    seed: int = 0
-    """Of A, so that every rank and every run starts from the same adapter."""
 
 
 def add_lora(transformer: FluxTransformer2DModel, lora: LoRA) -> None:
@@ -54,13 +55,9 @@ def add_lora(transformer: FluxTransformer2DModel, lora: LoRA) -> None:
             suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3, 4)}
             raise UserError(f"policy.lora.targets: no linear layer ends in {target!r}{did_you_mean(target, suffixes)}")
     transformer.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lora.seed)
-        transformer.add_adapter(
-            LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
-            )
-        )
+    transformer.add_adapter(
+        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian")
+    )
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
