@@ -217,8 +217,10 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _start(tracker: str, output: Path, resumed_at: int | None, name: str, recipe: Mapping[str, Any]) -> Any:
     """A started tracker of accelerate's; resuming continues the run that it shows."""
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # the trackers refuse to start without; a trainer has made it already
     cls = LOGGER_TYPE_TO_CLASS[tracker]
     if tracker == "tensorboard":
         # purge_step hides what an interrupted run wrote after its checkpoint.

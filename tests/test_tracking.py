@@ -3,6 +3,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -167,3 +168,42 @@ def test_importing_it_is_light() -> None:
 
     code = "import sys, flowrl.tracking; sys.exit(any(name in sys.modules for name in ('torch', 'accelerate', 'rich')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class RecordingTracker:
+    """Stands in for a service's tracker and keeps what it was given."""
+
+    requires_logging_directory = False
+    made: ClassVar[list["RecordingTracker"]] = []
+
+    def __init__(self, project: str, **options: Any) -> None:
+        self.project, self.options, self.logged, self.finished = project, options, [], False
+        self.made.append(self)
+
+    def start(self) -> None: ...
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.settings = values
+
+    def log(self, values: dict, step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_a_service_gets_settings_and_numbers_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", RecordingTracker)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for resumed_at in (None, 1):
+        with Tracking(tmp_path, resumed_at=resumed_at, trackers=("wandb",), recipe={"loss": {"clip": 0.1}}) as run:
+            run.log(1, {"reward": 0.5, "note": "text", "nothing": None})
+    first, second = RecordingTracker.made
+    assert first.project == "flowrl"
+    assert first.settings == {"loss.clip": 0.1}
+    assert first.logged == [(1, {"reward": 0.5})]
+    assert first.finished
+    assert second.options == first.options
+    assert first.options["resume"] == "allow"
