@@ -177,7 +177,8 @@ class RecordingTracker:
     made: ClassVar[list["RecordingTracker"]] = []
 
     def __init__(self, project: str, **options: Any) -> None:
-        self.project, self.options, self.logged, self.finished = project, options, [], False
+        self.project, self.options, self.finished = project, options, False
+        self.logged: list[tuple[int, dict]] = []
         self.made.append(self)
 
     def start(self) -> None: ...
