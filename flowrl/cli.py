@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 
 class Program(TyperGroup):
-    """Prints a user's mistake as one message without a traceback, and exits with code 2, whatever the command."""
+    """Whatever the command: a user's mistake is one message without a traceback and exit code 2, and a run that
+    cannot go on is one with exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
-        from flowrl.errors import UserError
+        from flowrl.errors import RunFailed, UserError
 
         try:
             return super().invoke(ctx)
-        except UserError as error:
+        except (UserError, RunFailed) as error:
             typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
 
 
 app = typer.Typer(
@@ -118,7 +119,7 @@ def train(
     grace: GraceOption = None,
 ) -> None:
     """Train a model by a recipe."""
-    from flowrl.launch import is_rank, run
+    from flowrl.launch import is_first_rank, is_rank, run
     from flowrl.recipe import load_recipe
 
     loaded = load_recipe(recipe, model=model, rewards=rewards, overrides=overrides or ())
@@ -130,9 +131,15 @@ def train(
         _check_output(folder, resume)
         if processes > 1:
             raise typer.Exit(run(sys.argv[1:], processes))
-    from flowrl import trainer
+    from flowrl.run import train as run_recipe
+    from flowrl.summary import describe
 
-    trainer.train(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
+    summary = run_recipe(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
+    if is_first_rank():
+        for line in describe(summary):
+            typer.echo(line)
+    if summary.signal is not None:
+        raise typer.Exit(128 + summary.signal)
 
 
 @app.command()

@@ -25,7 +25,7 @@ from flowrl.errors import UserError
 from flowrl.plan import Plan, compile_plan
 from flowrl.protocols import Advantage, Continuation, Kernel, Loss, PolicyConfig, Schedule, ScorerConfig
 from flowrl.recipe_errors import explain
-from flowrl.recipe_files import Merged, RecipeFile, assemble, assemble_model
+from flowrl.recipe_files import Merged, RecipeFile, as_typed, assemble, assemble_model
 from flowrl.sigmas import Grid
 from flowrl.types import Arm
 from flowrl.updates import Updates
@@ -119,7 +119,7 @@ class RunSection(Section):
     microbatch: int = Field(default=32, ge=1)
     """Decisions per training forward."""
     self_check_bound: float | None = Field(default=None, gt=0)
-    """Largest log-ratio of the first-step self-check; null for the precision's documented bound."""
+    """Of the first-step self-check (:data:`flowrl.trainer.SELF_CHECK_BOUND`); null for the precision's own."""
 
 
 class EvaluationSection(Section):
@@ -219,7 +219,7 @@ class Recipe(Section):
             section = "train"
             self.partition(plan, iteration, position=0)
         except ValueError as error:
-            raise UserError(f"{self.source_path}: {section}: {error}") from error
+            raise UserError(f"{as_typed(self.source_path)}: {section}: {error}") from error
         return plan
 
     def partition(self, plan: Plan, iteration: int, position: int) -> tuple[tuple[int, ...], ...]:

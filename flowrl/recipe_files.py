@@ -28,6 +28,11 @@ def shipped_folder() -> Path:
     return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
 
 
+def as_typed(path: Path) -> str:
+    """The path as a user would type it: relative to the working folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 @dataclass(frozen=True)
 class RecipeFile:
     """One YAML file: its values, and the part it plays when a recipe includes it."""
@@ -38,8 +43,7 @@ class RecipeFile:
 
     @property
     def label(self) -> str:
-        """The path as a user would type it: relative to the working folder where it lies below it."""
-        return str(self.path.relative_to(Path.cwd())) if self.path.is_relative_to(Path.cwd()) else str(self.path)
+        return as_typed(self.path)
 
     @property
     def is_fragment(self) -> bool:
@@ -169,16 +173,17 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def find(folder: Literal["models", "rewards"], name: str, beside: Path) -> Path:
-    """The fragment of ``--model`` or ``--rewards``: a path from the working folder, or a name."""
+    """The fragment of ``--model`` or ``--rewards``: a path, or a name looked up from the working folder and from a
+    recipe's folder upwards, then in the shipped recipes."""
     for candidate in (Path(name), Path(f"{name}.yaml")):
         if candidate.is_file():
             return candidate.resolve()
     qualified = name if name.startswith(f"{folder}/") else f"{folder}/{name}"
-    found = _look_up(qualified, beside)
+    found = _look_up(qualified, Path.cwd()) or _look_up(qualified, beside)
     if found is None:
         known = sorted(path.stem for path in (shipped_folder() / folder).glob("*.yaml"))
         option = "--model" if folder == "models" else "--rewards"
-        raise UserError(f"{option} {name}: no such file, nor {qualified}.yaml beside the recipe{_hint(name, known)}")
+        raise UserError(f"{option} {name}: no such file, nor a {qualified}.yaml{_hint(name, known)}")
     return found
 
 
