@@ -1,0 +1,134 @@
+"""The stages that reproduce the embedded world: resumption, the auditor's reading, the whole build in small."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowrl.errors import UserError
+from flowrl.worlds.shapes.auditor import Auditor, auditor_loss, scene_labels
+from flowrl.worlds.shapes.build import build
+from flowrl.worlds.shapes.flow import pack, position_ids
+from flowrl.worlds.shapes.loop import Loop, learning_rate
+from flowrl.worlds.shapes.render import render
+from flowrl.worlds.shapes.scene import Scene, Thing
+from flowrl.worlds.shapes.settings import Settings
+from flowrl.worlds.shapes.stages import Stage
+
+CPU = torch.device("cpu")
+
+
+def _loop(model: nn.Module, checkpoint: Path, steps: int = 8) -> Loop:
+    return Loop(
+        "test",
+        model,
+        steps=steps,
+        lr=1e-2,
+        warmup=2,
+        ema=0.9,
+        seed=3,
+        device=CPU,
+        checkpoint=checkpoint,
+        checkpoint_every=3,
+        log=lambda _: None,
+    )
+
+
+def _linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 4)
+
+
+def _noisy_loss(model: nn.Module, stop_at: int | None = None) -> object:
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        return {"loss": (model(torch.randn(8, 4, generator=generator)) ** 2).mean()}
+
+    return loss
+
+
+def test_a_killed_loop_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    whole = _linear()
+    _loop(whole, tmp_path / "a.pt").run(_noisy_loss(whole))  # type: ignore[arg-type]
+
+    killed = _linear()
+    with pytest.raises(KeyboardInterrupt):
+        _loop(killed, tmp_path / "b.pt").run(_noisy_loss(killed, stop_at=5))  # type: ignore[arg-type]
+    resumed = _linear()
+    _loop(resumed, tmp_path / "b.pt").run(_noisy_loss(resumed, stop_at=0))  # type: ignore[arg-type]
+
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_learning_rate_rises_then_falls_to_two_percent() -> None:
+    rates = [learning_rate(step, peak=1.0, warmup=10, steps=100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1, rel=0.01)
+    assert max(rates) > 0.95
+    assert rates[100] == pytest.approx(0.02)
+
+
+def test_a_stage_is_done_only_for_its_digest_and_only_when_it_ended(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "vae", "abc")
+    with pytest.raises(RuntimeError), stage.running():
+        raise RuntimeError
+    assert not stage.done()
+    with stage.running() as record:
+        record["value"] = 1
+    assert stage.done()
+    assert stage.result()["value"] == 1
+    assert not Stage(tmp_path / "vae", "other").done()
+
+
+def test_packing_equals_the_pipelines() -> None:
+    from diffusers import FluxPipeline
+
+    latents = torch.randn(2, 8, 16, 16)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 8, 16, 16))
+    theirs = FluxPipeline._prepare_latent_image_ids(1, 8, 8, CPU, torch.float32)
+    assert torch.equal(position_ids(8, CPU), theirs)
+
+
+def test_the_auditor_learns_to_read_two_scenes() -> None:
+    scenes = [
+        Scene("white", (Thing("circle", "red", 20.0, 20.0), Thing("letter", "blue", 45.0, 44.0, "small", "H"))),
+        Scene("black", (Thing("square", "green", 32.0, 30.0, "large", "left", "yellow"),), "flat"),
+    ]
+    images = np.stack([render(scene, np.random.default_rng(0)) for scene in scenes])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    labels = {name: torch.from_numpy(value) for name, value in scene_labels(scenes).items()}
+    torch.manual_seed(0)
+    auditor = Auditor(width=16)
+    optimizer = torch.optim.AdamW(auditor.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        auditor_loss(auditor, pixels, labels["things"], labels["whole"])["loss"].backward()
+        optimizer.step()
+    for read, scene in zip(auditor.scenes(pixels), scenes, strict=True):
+        assert read.background == scene.background
+        assert {(t.form, t.colour, t.size, t.detail, t.second) for t in read.things} == {
+            (t.form, t.colour, t.size, t.detail, t.second) for t in scene.things
+        }
+
+
+def test_unknown_and_premature_stages_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'vae'"):
+        build(tmp_path, stages=["vea"])
+    with pytest.raises(UserError, match="needs data"):
+        build(tmp_path, stages=["vae"], settings=Settings().quick(), device="cpu")
+
+
+@pytest.mark.slow
+def test_a_small_build_runs_and_is_not_repeated(tmp_path: Path) -> None:
+    settings = Settings().quick()
+    lines: list[str] = []
+    records = build(tmp_path, settings=settings, device="cpu", log=lines.append)
+    assert records["measure"]["auditor"]["samples"] == settings.num_audited
+    assert (tmp_path / "pipeline" / "model_index.json").exists()
+    assert "Gold score" in (tmp_path / "MODEL_CARD.md").read_text()
+
+    lines.clear()
+    assert build(tmp_path, settings=settings, device="cpu", log=lines.append) == records
+    assert lines == [f"{name}: done before" for name in records]
