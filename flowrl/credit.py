@@ -94,6 +94,13 @@ def relative_advantage(
     return advantage if clip is None else advantage.clamp(-clip, clip)
 
 
+def num_skipped_groups(rewards: Rewards, plan: Plan, peers: Peers) -> int:
+    """Peer groups over all prompts that hold an action without a valid reward."""
+    missing = torch.einsum("sel,plr->pe", leaf_means(plan), (~rewards.valid).double()) > 0
+    group_of = torch.tensor(plan.peers(peers))
+    return sum(int(missing[:, group_of == group].any(1).sum()) for group in range(int(group_of.max()) + 1))
+
+
 def _normalise(values: Tensor, missing: Tensor, scope: Scope, ddof: int, eps: float) -> Tensor:
     """``values`` [P, S, n, R] of one peer group: normalised over n."""
     mean = values.mean(2, keepdim=True)

@@ -30,3 +30,10 @@ def listing(allowed: Iterable[object]) -> str:
     'a, b'
     """
     return ", ".join(sorted(str(a) for a in allowed)) or "none"
+
+
+class RunFailed(Exception):  # noqa: N818 - reads as what happened
+    """A run that cannot go on through no mistake in what the user typed; the message says why and what is kept.
+
+    The command line prints the message without a traceback and exits with code 1.
+    """

@@ -62,6 +62,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the only one or the first of several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def environment(rank: int, processes: int, port: int, inherited: Mapping[str, str]) -> dict[str, str]:
     """What a rank finds in its environment: torch.distributed's variables and, unless set, its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path as Folder
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
@@ -103,6 +104,9 @@ class Policy(Protocol):
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, ``velocity`` is the untrained policy's: adapter off (LoRA) or a frozen copy (full)."""
+
+    def save_pretrained(self, folder: Folder) -> None:
+        """Write the trained weights in the form that the policy's own library loads."""
 
 
 class PolicyConfig(Variant, package="flowrl.policies"):

@@ -19,7 +19,7 @@ class Scoring:
     """Collects the rewards of a rollout; ``add`` is the engine's ``on_leaves``.
 
     Scorers of scope ``group`` judge all leaves of a prompt together, so their images are held (as bytes, on the CPU)
-    until :meth:`rewards`.
+    until :meth:`rewards`. ``images`` keeps those of the first ``keep_images`` prompts, by (prompt, leaf column).
     """
 
     def __init__(
@@ -29,6 +29,8 @@ class Scoring:
         weights: Mapping[str, float],
         prompts: Sequence[Prompt],
         num_leaves: int,
+        *,
+        keep_images: int = 0,
     ) -> None:
         self.policy, self.scorers, self.prompts = policy, dict(scorers), prompts
         self.weights = tuple(weights[name] for name in scorers)
@@ -36,6 +38,8 @@ class Scoring:
         self.values = torch.zeros(shape, dtype=torch.float64)
         self.valid = torch.zeros(shape, dtype=torch.bool)
         self.parts: dict[str, list[Tensor]] = {}
+        self.images: dict[tuple[int, int], Tensor] = {}
+        self._keep_images = keep_images
         self._held: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
@@ -45,6 +49,8 @@ class Scoring:
         for r, (name, scorer) in enumerate(self.scorers.items()):
             if scorer.scope == "image":
                 self._record(r, name, rows, scorer.score(images, [self.prompts[p] for p, _ in rows]))
+        kept = {row: images[i].cpu() for i, row in enumerate(rows) if row[0] < self._keep_images}
+        self.images.update(kept)
         if any(scorer.scope == "group" for scorer in self.scorers.values()):
             held = (images * 255).round().to("cpu", torch.uint8)
             self._held.update(zip(rows, held, strict=True))

@@ -1,4 +1,7 @@
-"""A policy small enough to differentiate in float64, and a scorer for its two-pixel images."""
+"""A policy small enough to differentiate in float64, and a scorer for its two-pixel images.
+
+As a plugin of recipes (``plugins: [tiny]``) it is the kinds ``tiny`` of policies and scorers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from flowrl.protocols import PolicyConfig, ScorerConfig
 from flowrl.types import Cond, Prompt, Scores
 
 
@@ -31,6 +35,9 @@ class TinyPolicy:
         text = cond.tensors["text"].to(x.dtype)
         return self.module(torch.cat([x.flatten(1), sigma[:, None], text], 1)).reshape(x.shape)
 
+    def save_pretrained(self, folder):
+        torch.save(self.module.state_dict(), folder / "tiny.pt")
+
     def decode(self, x):
         return x.float().sigmoid().reshape(len(x), 3, 2, 1)
 
@@ -54,6 +61,39 @@ class TinyScorer:
         target = torch.tensor([0.3 + 0.1 * (p.index % 4) for p in prompts])
         values = -((images[:, self.channel].flatten(1).double() - target[:, None].double()) ** 2).sum(1)
         return Scores(values, torch.ones(len(images), dtype=torch.bool), {"mean": values})
+
+
+class Tiny(PolicyConfig, kind="tiny"):
+    seed: int = 0
+
+    def load(self, device):
+        policy = TinyPolicy(self.seed, torch.float32)
+        policy.module.to(device)
+        return policy
+
+
+class TinyReward(ScorerConfig, kind="tiny"):
+    channel: int = 0
+    broken_at: tuple[int, ...] = ()
+
+    def load(self, device):
+        scorer = TinyScorer(self.channel)
+        if not self.broken_at:
+            return scorer
+        return BrokenScorer(self.channel, self.broken_at)
+
+
+class BrokenScorer(TinyScorer):
+    """Answers NaN for prompts of the given indices."""
+
+    def __init__(self, channel, broken_at):
+        super().__init__(channel)
+        self.broken_at = broken_at
+
+    def score(self, images, prompts):
+        values, _, parts = super().score(images, prompts)
+        broken = torch.tensor([p.index in self.broken_at for p in prompts])
+        return Scores(values.where(~broken, torch.nan), ~broken, parts)
 
 
 def prompts_of(count: int) -> list[Prompt]:

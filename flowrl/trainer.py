@@ -1,0 +1,306 @@
+"""The trainer: one iteration, from prompts to new parameters. All that changes during a run is held here.
+
+The whole algorithm is :meth:`Trainer.iterate`. Axes: P prompts of the global batch, p of this rank, E actions,
+L leaves, R rewards.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from flowrl.checkpoint import State
+from flowrl.credit import Rewards, num_skipped_groups
+from flowrl.data import PromptOrder, RankSlice, rank_slice
+from flowrl.engine import Rollout, execute
+from flowrl.errors import RunFailed
+from flowrl.learner import Learner, Tally, sites_of
+from flowrl.noise import Noise
+from flowrl.plan import Plan
+from flowrl.protocols import Policy
+from flowrl.recipe import Recipe
+from flowrl.scoring import Scoring
+from flowrl.seeds import derive_seed
+from flowrl.types import Cond, Prompt
+
+SELF_CHECK_BOUND = {"fp32": 1e-3, "bf16": 5e-2}
+"""Largest root mean square of (mean - rollout's mean) / std over the first update's actions, before any step.
+
+The same transition computed twice in float32 differs by rounding, about 1e-5; in bfloat16 a forward is not
+batch-invariant, and a velocity error of about 1 % reaches the mean times g sqrt(D), about 1e-2 of a std. A wrong
+condition, an active dropout or an adapter that is off in one of the two shows as 1e-1 and more."""
+
+
+class Ema:
+    """An exponential moving average of the trainable parameters, in float32: ``e <- decay e + (1 - decay) p``."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = dict(parameters), decay
+        self.average = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, average in self.average.items():
+            average.lerp_(self.parameters[name], 1 - self.decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, the policy's parameters are the averages."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self.average.items():
+            held = self.parameters[name].detach().clone()
+            self.parameters[name].copy_(average)
+            average.copy_(held)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of an iteration: its prompts, their places in the global batch and weights, conditions."""
+
+    prompts: list[Prompt]
+    mine: RankSlice
+    cond: Cond
+
+
+class Trainer:
+    """Policy, optimiser, schedule and average of one run; ``iteration`` is the number of iterations done."""
+
+    def __init__(self, recipe: Recipe, order: PromptOrder) -> None:
+        self.recipe, self.order = recipe, order
+        mixed = "bf16" if recipe.run.precision == "bf16" else "no"
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed, kwargs_handlers=[ddp])
+        self.device = self.accelerator.device
+        torch.manual_seed(derive_seed(recipe.run.seed, "initialisation"))  # LoRA factors
+        self.policy: Policy = recipe.model.load(self.device)
+        self.scorers = {name: reward.scorer.load(self.device) for name, reward in recipe.rewards.items()}
+        self.parameters = {name: p for name, p in self.policy.module.named_parameters() if p.requires_grad}
+        config = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.policy.module = self.accelerator.prepare(self.policy.module)
+        self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
+        self.learner = Learner(
+            self.policy,
+            recipe.kernel,
+            recipe.loss,
+            recipe.run.microbatch,
+            backward=self.accelerator.backward,
+            no_sync=lambda: self.accelerator.no_sync(self.policy.module),
+        )
+        self.iteration = 0
+        self._checked = False
+        self.plan_of = lru_cache(maxsize=8)(recipe.plan)
+
+    # ---- the algorithm
+
+    def iterate(self, shield: AbstractContextManager[None] | None = None) -> dict[str, float]:
+        """One iteration: roll out, score, credit, update. Returns what is logged.
+
+        Every rollout and every score precedes the first update. ``shield`` is entered at the first optimiser step and
+        left at the end: from there on the iteration cannot be dropped.
+        """
+        began = time.perf_counter()
+        plan = self.plan_of(self.iteration)
+        batch = self._batch()
+        rollout, local, metrics = self._roll_out(plan, batch)
+        rewards = self._gather(local)  # [P, L, R] of all ranks, in prompt order
+        metrics |= self._reward_metrics(plan, rewards)
+        advantage = self.recipe.advantage.per_action(rewards, plan)  # [P, E]
+        rolled_out = time.perf_counter()
+        with shield or nullcontext():
+            metrics |= self._update(plan, batch, rollout, advantage[list(batch.mine.positions)])
+            self.iteration += 1
+        metrics["advantage_abs"] = float(advantage.abs().mean())
+        metrics["seconds/rollout"] = rolled_out - began
+        metrics["seconds/train"] = time.perf_counter() - rolled_out
+        metrics["seconds"] = time.perf_counter() - began
+        return metrics
+
+    def _batch(self) -> Batch:
+        prompts = self.order[self.iteration]
+        mine = rank_slice(len(prompts), self.accelerator.process_index, self.accelerator.num_processes)
+        chosen = [prompts[position] for position in mine.positions]
+        return Batch(chosen, mine, self.policy.encode(chosen))
+
+    def _roll_out(self, plan: Plan, batch: Batch) -> tuple[Rollout, Rewards, dict[str, float]]:
+        weights = {name: reward.weight for name, reward in self.recipe.rewards.items()}
+        scoring = Scoring(self.policy, self.scorers, weights, batch.prompts, len(plan.leaves))
+        rollout = execute(
+            plan,
+            self.policy,
+            batch.cond,
+            self.recipe.kernel,
+            Noise(self.recipe.run.seed, self.iteration),
+            positions=batch.mine.positions,
+            on_leaves=scoring.add,
+            device=self.device,
+            max_batch=self.recipe.rollout.max_batch,
+            leaf_batch=self.recipe.rollout.decode_batch,
+        )
+        local = scoring.rewards()
+        metrics = {
+            "forwards": float(rollout.num_forwards * self.accelerator.num_processes),
+            "peak_states": float(rollout.peak_states),
+            **scoring.part_means(),
+        }
+        return rollout, local, metrics
+
+    def _update(self, plan: Plan, batch: Batch, rollout: Rollout, advantage: Tensor) -> dict[str, float]:
+        """The iteration's optimiser steps; ``advantage`` [p, E] of this rank's prompts."""
+        recipe, world = self.recipe, self.accelerator.num_processes
+        partitions = [recipe.partition(plan, self.iteration, position) for position in range(recipe.rollout.prompts)]
+        logged: list[dict[str, float]] = []
+        training_forwards = 0
+        for update in range(recipe.train.updates):
+            chosen = [partition[update] for partition in partitions]
+            sites = sites_of(plan, [chosen[position] for position in batch.mine.positions], batch.mine.weights)
+            num_sites = self._most_sites(plan, chosen)
+            num_actions = sum(map(len, chosen))
+            tally = self.learner.accumulate(
+                plan, rollout, batch.cond, advantage, sites, num_sites=num_sites, scale=world / num_actions
+            )
+            training_forwards += num_sites * world
+            found = self._reduced(tally)
+            self._self_check(found)
+            found |= self._step(found["loss"])
+            logged.append(found)
+        total = {name: sum(found[name] for found in logged) for name in ("actions", "skipped_updates")}
+        mean = {name: sum(found[name] for found in logged) / len(logged) for name in logged[0] if name not in total}
+        worst = {name: max(found[name] for found in logged) for name in ("ratio_error", "mean_drift")}
+        return mean | worst | total | {"training_forwards": float(training_forwards)}
+
+    def _most_sites(self, plan: Plan, chosen: Sequence[tuple[int, ...]]) -> int:
+        """The largest number of decisions that a rank trains in this update; every rank knows all ranks' shares."""
+        world = self.accelerator.num_processes
+        counts = [len({plan.decision_of_action[e] for e in actions}) for actions in chosen]
+        slices = [rank_slice(len(chosen), rank, world).positions for rank in range(world)]
+        return max(sum(counts[position] for position in positions) for positions in slices)
+
+    def _step(self, loss: float) -> dict[str, float]:
+        """Clip, step, schedule, average; a gradient that is not finite never reaches the weights."""
+        limit = self.recipe.optimizer.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), math.inf if limit is None else limit)
+        norm = float(norm)
+        lr = self.optimizer.param_groups[0]["lr"]
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if not finite and self.recipe.run.non_finite == "fail":
+            raise RunFailed(
+                f"iteration {self.iteration}: the loss is {loss} and the gradient norm {norm}; the update was not "
+                "applied. run.non_finite: skip_group skips such updates; a lower optimizer.lr may avoid them"
+            )
+        if finite:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "lr": lr, "skipped_updates": float(not finite)}
+
+    # ---- what is logged
+
+    def _gather(self, local: Rewards) -> Rewards:
+        """All ranks' rewards in prompt order, the padding dropped."""
+        if self.accelerator.num_processes == 1:
+            return local
+        both = torch.stack([local.values, local.valid.double()]).to(self.device).transpose(0, 1).contiguous()
+        gathered = self.accelerator.gather(both)[: self.recipe.rollout.prompts].transpose(0, 1).cpu()
+        return Rewards(gathered[0], gathered[1] > 0.5, local.names, local.weights)
+
+    def _reward_metrics(self, plan: Plan, rewards: Rewards) -> dict[str, float]:
+        skipped = num_skipped_groups(rewards, plan, self.recipe.advantage.peers)
+        if skipped and self.recipe.run.non_finite == "fail":
+            p, leaf, r = (int(i) for i in (~rewards.valid).nonzero()[0])
+            raise RunFailed(
+                f"iteration {self.iteration}: reward {rewards.names[r]!r} has no finite value for leaf {leaf} of "
+                f"{self.order[self.iteration][p].text!r} ({skipped} groups affected); the weights are as they were. "
+                "run.non_finite: skip_group leaves such groups out"
+            )
+        usable = rewards.valid.double()
+        of_each = (rewards.values * usable).sum((0, 1)) / usable.sum((0, 1)).clamp(min=1)
+        metrics = {f"reward/{name}": float(value) for name, value in zip(rewards.names, of_each, strict=True)}
+        metrics["reward"] = float((of_each * torch.tensor(rewards.weights, dtype=torch.float64)).sum())
+        metrics["reward_std"] = float(rewards.values.std(1).mean())
+        return metrics | {"skipped_groups": float(skipped)}
+
+    def _reduced(self, tally: Tally) -> dict[str, float]:
+        """Means over the update's actions of all ranks, and maxima."""
+        sums = self.accelerator.reduce(torch.stack(list(tally.sums.values())), "sum").tolist()
+        maxima = self.accelerator.gather(torch.stack(list(tally.maxima.values()))[None]).amax(0).tolist()
+        found = dict(zip(tally.sums, sums, strict=True))
+        count = max(found.pop("actions"), 1.0)
+        means = {name: value / count for name, value in found.items()}
+        return means | {"actions": count} | dict(zip(tally.maxima, maxima, strict=True))
+
+    def _self_check(self, found: Mapping[str, float]) -> None:
+        """Before the first step the training forward must repeat the rollout's transitions: the ratio starts at 1."""
+        if self._checked:
+            return
+        self._checked = True
+        bound = self.recipe.run.self_check_bound or SELF_CHECK_BOUND[self.recipe.run.precision]
+        drift = found["mean_drift"]
+        if not drift <= bound:
+            raise RunFailed(
+                f"self-check: before the first update the training forward differs from the rollout by {drift:.3g} "
+                f"standard deviations (bound {bound:g} for {self.recipe.run.precision}; largest |ratio - 1| "
+                f"{found['ratio_error']:.3g}), so the importance ratio would not start at 1. Usual causes: a module in "
+                "train mode that changes its output (dropout), conditions or adapters that differ between rollout and "
+                "training, a lower precision in one of the two. run.self_check_bound sets another bound"
+            )
+
+    def _lr_factor(self, step: int) -> float:
+        """Linear warm-up, then constant, linear to 0 or half a cosine to 0, over the run's optimiser steps."""
+        config = self.recipe.optimizer
+        if step < config.warmup:
+            return (step + 1) / config.warmup
+        if config.schedule == "constant":
+            return 1.0
+        total = self.recipe.run.iterations * self.recipe.train.updates
+        done = min((step - config.warmup) / max(total - config.warmup, 1), 1.0)
+        return 1.0 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    # ---- state
+
+    def state(self) -> State:
+        """Everything that the rest of the run depends on."""
+        return State(
+            iteration=self.iteration,
+            seed=self.recipe.run.seed,
+            parameters={name: p.detach() for name, p in self.parameters.items()},
+            ema=None if self.ema is None else self.ema.average,
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            recipe=self.recipe.resolved(),
+            digest=self.recipe.digest(),
+        )
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Continue where a checkpoint was written."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state.parameters[name])
+        if self.ema is not None and state.ema is not None:
+            for name, average in self.ema.average.items():
+                average.copy_(state.ema[name])
+        optimizer: dict[str, Any] = dict(state.optimizer)
+        self.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict(dict(state.scheduler))
+        self.iteration = state.iteration
