@@ -87,6 +87,10 @@ SigmasOption = Annotated[
     typer.Option("--sigmas", help="Noise levels of the pipeline's own scheduler, or of the recipe's rollouts."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="With a prompt's index: its image's seed.")]
+WorldArgument = Annotated[str, typer.Argument(metavar="NAME", help="The world, for example shapes.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu or cuda; by default what there is.")
+]
 VersionOption = Annotated[bool, typer.Option("--version", help="Print the version.")]
 
 
@@ -126,19 +130,16 @@ def train(
     if dry_run:
         _print_dry_run(loaded)
         return
-    folder = output or Path("runs") / "-".join(filter(None, (loaded.source_path.stem, loaded.model_name)))
-    if not is_rank():
-        _check_output(folder, resume)
-        if processes > 1:
-            raise typer.Exit(run(sys.argv[1:], processes))
-    from flowrl.run import train as run_recipe
+    if processes > 1 and not is_rank():
+        raise typer.Exit(run(sys.argv[1:], processes))
+    from flowrl.run import train as train_by
     from flowrl.summary import describe
 
-    summary = run_recipe(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
+    folder = output or Path("runs") / "-".join(filter(None, (loaded.source_path.stem, loaded.model_name)))
+    summary = train_by(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
     if is_first_rank():
-        for line in describe(summary):
-            typer.echo(line)
-    if summary.signal is not None:
+        typer.echo("\n".join(describe(summary)))
+    if summary.signal is not None and not summary.finished:
         raise typer.Exit(128 + summary.signal)
 
 
@@ -190,17 +191,55 @@ def recipes() -> None:
         typer.echo(f"{name:{width}}  {summary}")
 
 
-def _check_output(folder: Path, resume: bool) -> None:
-    """A new run never writes into a folder that holds something; a resumed one needs a folder."""
-    from flowrl.errors import UserError
+@world_app.command("build")
+def world_build(
+    name: WorldArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where it is built; by default worlds/NAME.")
+    ] = None,
+    stages: Annotated[
+        list[str] | None, typer.Option("--stage", metavar="STAGE", help="Only this stage; may be given again.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of scenes, weights and batches.")] = 0,
+    device: DeviceOption = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0, help="Bound on the training of the transformer.")
+    ] = None,
+) -> None:
+    """Reproduce a world's models from a seed, in resumable stages."""
+    from dataclasses import replace
 
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file; name a folder")
-    in_use = folder.is_dir() and any(folder.iterdir())
-    if in_use and not resume:
-        raise UserError(f"--output {folder} is in use; name another folder, or go on with what it holds by --resume")
-    if resume and not in_use:
-        raise UserError(f"--resume: {folder} holds no run to go on with; name its folder by --output")
+    module = _world_module(name, "build")
+    settings = replace(module.Settings(), seed=seed)
+    folder = output or Path("worlds") / name
+    module.build(folder, stages=stages or module.STAGES, settings=settings, device=device, minutes=minutes)
+    typer.echo(f"{name} is in {folder}")
+
+
+@world_app.command("gallery")
+def world_gallery(
+    name: WorldArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where the page goes; by default worlds/NAME.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of the samples.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Draw a page of prompts, renders and samples of the base model."""
+    page = _world_module(name, "gallery").gallery(output or Path("worlds") / name, seed=seed, device=device)
+    typer.echo(str(page))
+
+
+def _world_module(name: str, module: str) -> Any:
+    """A module of an embedded world, by the world's name."""
+    import importlib
+
+    from flowrl.data import worlds
+    from flowrl.errors import UserError, did_you_mean, listing
+
+    if name not in worlds():
+        raise UserError(f"there is no world {name!r} (known: {listing(worlds())}){did_you_mean(name, worlds())}")
+    return importlib.import_module(f"flowrl.worlds.{name}.{module}")
 
 
 def _print_dry_run(recipe: Recipe) -> None:
