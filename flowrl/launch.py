@@ -89,8 +89,8 @@ class _Ranks:
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     received: list[int] = field(default_factory=list)
-    """The user's signals so far. The handler only notes them: one that arrives while ranks are being started is then
-    passed on once to each, not twice to some."""
+    """What the user's signals are passed on as. The handler only notes them: one that arrives while ranks are being
+    started then reaches each of them once, and not some twice."""
     num_passed_on: int = 0
     failed: dict[int, int] = field(default_factory=dict)
     """Exit codes of the ranks that failed before they were told to end, in the order in which that was seen."""
@@ -156,8 +156,7 @@ class _Ranks:
     def _poll(self, note: bool = True) -> None:
         time.sleep(POLL_SECONDS)
         while self.num_passed_on < len(self.received):
-            # A rank that waits in a collective for one that is gone answers neither of the first two.
-            self._send(self.received[self.num_passed_on] if self.num_passed_on < 2 else signal.SIGKILL)
+            self._send(self.received[self.num_passed_on])
             self.num_passed_on += 1
         if note:
             for rank, process in enumerate(self.processes):
@@ -179,10 +178,13 @@ class _Ranks:
 
 @contextmanager
 def _signals_to(received: list[int]) -> Iterator[None]:
-    """Inside, the signals that users send are appended to ``received`` and do nothing else."""
+    """Inside, the signals that users send are appended to ``received`` and do nothing else.
+
+    From the third on they are noted as SIGKILL: a rank that waits in a collective for one that is gone answers no other.
+    """
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append(number if len(received) < 2 else signal.SIGKILL)
 
     previous = {number: signal.signal(number, note) for number in FORWARDED}
     try:

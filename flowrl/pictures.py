@@ -48,7 +48,7 @@ PANELS = (
     Panel("Loss", ("loss",)),
     Panel("Learning rate", ("lr",), even_if_constant=False),
     Panel("Forwards per iteration", ("forwards", "training_forwards"), even_if_constant=False),
-    Panel("Seconds per iteration", ("seconds", "seconds_*")),
+    Panel("Seconds per iteration", ("seconds", "seconds/*")),
     Panel("Dropped groups", ("skipped_groups", "skipped_updates"), even_if_constant=False),
 )
 
@@ -136,8 +136,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _label(name: str, panel: Panel) -> str:
     """What tells a line from the others of its panel: the name without what the panel's title says already."""
-    first = panel.patterns[0]
-    return "total" if name == first else name.rpartition("/")[2].removeprefix(f"{first}_")
+    return "total" if name == panel.patterns[0] else name.rpartition("/")[2]
 
 
 def _plot(axes: Axes, panel: Panel, series: Mapping[str, list[tuple[int, float]]]) -> None:

@@ -135,13 +135,14 @@ def test_each_signal_reaches_each_rank_once(tmp_path: Path) -> None:
     assert {(tmp_path / f"rank_{rank}").read_text() for rank in range(2)} == {"2 15 "}
 
 
-def test_the_third_signal_kills(tmp_path: Path) -> None:
+def test_the_third_signal_kills(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     process = launcher(tmp_path, 99, 0)
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         time.sleep(0.15)
     assert process.wait(10) == 128 + 9
     assert (tmp_path / "rank_0").read_text() == "2 2 "
+    assert "rank 1" not in capfd.readouterr().err
 
 
 def test_a_rank_that_stops_as_asked_does_not_hurry_the_others(tmp_path: Path) -> None:
