@@ -48,6 +48,9 @@ class Continuation(Variant, package="flowrl.continuations"):
 class Kernel(Variant, package="flowrl.kernels"):
     """The stochastic transition p(x' | x, v). Returns a distribution, never a sample."""
 
+    keeps_marginals: ClassVar[bool]
+    """The claim that a rollout's marginals converge to the ODE's as the number of steps grows (tested)."""
+
     @abstractmethod
     def transition(self, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
         """``x``, ``v`` [B, ...]; ``sigma`` > ``sigma_next`` >= 0, each [B]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -14,6 +16,8 @@ class DanceSde(Kernel, kind="dance_sde"):
 
     mean = x - v D - eta^2 D/2 (x - (1-s) x0) / s^2,     std = eta sqrt(D),     x0 = x - s v,     D = s - s'
     """
+
+    keeps_marginals: ClassVar[bool] = True
 
     eta: float = Field(default=0.3, gt=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -15,6 +17,8 @@ class FlowSde(Kernel, kind="flow_sde"):
     g    = eta sqrt(s / (1 - s))                at s = 1 the denominator takes s' for s
     mean = x (1 - g^2 D / 2s) - v (1 + g^2 (1-s) / 2s) D,     std = g sqrt(D),     D = s - s'
     """
+
+    keeps_marginals: ClassVar[bool] = True
 
     eta: float = Field(default=0.7, gt=0)
 
