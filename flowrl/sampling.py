@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Sigmas = Literal["pipeline", "recipe"]
 RUN_RECIPE = "recipe.yaml"
-RUN_WEIGHTS = "weights"
+RUN_WEIGHTS = ("weights_ema", "weights")  # the first there is: what the run's evaluation measured
 BATCH_PIXELS = 1 << 18
 """Pixels that are drawn at once: 64 images of 64x64, 1 of 720x720."""
 PIPELINE_STEPS = 28
@@ -54,8 +54,8 @@ def find_source(model_or_run: str) -> Source:
     folder = Path(model_or_run)
     if (folder / RUN_RECIPE).is_file():
         recipe = load_recipe(folder / RUN_RECIPE)
-        weights = folder / RUN_WEIGHTS
-        if not weights.is_dir():
+        weights = next((folder / name for name in RUN_WEIGHTS if (folder / name).is_dir()), None)
+        if weights is None:
             raise UserError(f"{folder} holds no weights yet: its training has not ended; go on with --resume")
         grid = Grid(recipe.grid.num_steps, recipe.grid.shift)
         return Source(_flux(recipe.model), weights, grid, recipe.evaluation.num_steps)
