@@ -180,7 +180,7 @@ class _Ranks:
 def _signals_to(received: list[int]) -> Iterator[None]:
     """Inside, the signals that users send are appended to ``received`` and do nothing else.
 
-    From the third on they are noted as SIGKILL: a rank that waits in a collective for one that is gone answers no other.
+    The third is noted as SIGKILL: a rank that waits in a collective for one that is gone answers no other.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
