@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 class Schedule(Variant, package="flowrl.schedules"):
     """Which grid steps are stochastic in an iteration. Pure: equal on every rank, resumable, nothing to update."""
 
-    depends_on_iterations: ClassVar[bool] = False
-
     @abstractmethod
     def arms(self, *, num_steps: int, group: int, iteration: int, iterations: int, seed: int) -> tuple[Arm, ...]:
         """The arms of this iteration. Raises ValueError where the schedule does not fit the grid."""

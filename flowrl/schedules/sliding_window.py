@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,8 +27,6 @@ class SlidingWindow(Schedule, kind="sliding_window"):
     - ``roll_back`` starts again at 0 after the end; otherwise the last window stays. Where the published scheduler
       runs past the end into an empty window, the last non-empty one is kept, the timing unchanged.
     """
-
-    depends_on_iterations: ClassVar[bool] = True
 
     width: int = Field(default=4, ge=1)
     stride: int = Field(default=1, ge=1)
