@@ -90,7 +90,7 @@ class EmbeddingCache:
             with suppress(OSError):
                 os.unlink(temporary)
             raise UserError(
-                f"cannot write the embedding cache in {self.folder}: {error}; set policy.cache_dir"
+                f"cannot write the embedding cache in {self.folder}: {error}; set model.cache_dir"
             ) from error
 
     def reserve(self, num_bytes: int, in_use_bytes: int = 0) -> None:
@@ -101,16 +101,16 @@ class EmbeddingCache:
         """
         if num_bytes + in_use_bytes > self.limit_bytes:
             raise UserError(
-                f"the run's prompt embeddings take {(num_bytes + in_use_bytes) / GB:.2f} GB, policy.cache_limit is "
-                f"{self.limit_bytes / GB:g} GB; raise it, or use fewer prompts"
+                f"the run's prompt embeddings take {readable(num_bytes + in_use_bytes)}, model.cache_limit is "
+                f"{readable(self.limit_bytes)}; raise it, or use fewer prompts"
             )
         self.evict(self.limit_bytes - num_bytes)
         existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         if num_bytes > free:
             raise UserError(
-                f"the run's prompt embeddings take {num_bytes / GB:.2f} GB, {existing} has {free / GB:.2f} GB free; "
-                "set policy.cache_dir to a larger disk"
+                f"the run's prompt embeddings take {readable(num_bytes)}, {existing} has {readable(free)} free; "
+                "set model.cache_dir to a larger disk"
             )
 
     def evict(self, limit_bytes: int) -> int:
@@ -129,6 +129,19 @@ class EmbeddingCache:
             total -= size
             evicted += 1
         return evicted
+
+
+def readable(num_bytes: float) -> str:
+    """A size for people, in decimal units.
+
+    >>> readable(4_195_840)
+    '4.2 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB" if num_bytes < 1000 else f"{num_bytes:.0f} GB"
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

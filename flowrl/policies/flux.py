@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,16 +15,19 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowrl.policies.embeddings import GB, EmbeddingCache, default_cache_dir
+from flowrl.policies.embeddings import GB, EmbeddingCache, default_cache_dir, readable
 from flowrl.policies.flux_shape import PUBLISHED, FluxShape, read_shape
 from flowrl.policies.lora import LoRA, adapter_off, add_lora, save_lora
 from flowrl.policies.pipeline_folder import digest, embedded_worlds, locate, read_json
+from flowrl.policies.quiet import quietly
 from flowrl.protocols import PolicyConfig
 from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+log = logging.getLogger(__name__)
 
 TEXT_COMPONENTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 DECODE_PIXELS = 1 << 21
@@ -203,7 +207,7 @@ class FluxPolicy:
         if not missing:
             return
         size = len(missing) * self._entry_bytes
-        say(f"encoding {len(missing)} of {len(texts)} prompts: {size / 1e6:.1f} MB in {self.cache.folder}")
+        say(f"encoding {len(missing)} of {len(texts)} prompts: {readable(size)} in {self.cache.folder}")
         self.cache.reserve(size, in_use_bytes=(len(texts) - len(missing)) * self._entry_bytes)
         for _ in self._encode_and_store(missing):
             pass  # kept on disk alone: a run's embeddings may exceed the memory
@@ -212,15 +216,22 @@ class FluxPolicy:
         """One prompt at a time, so that an embedding never depends on which others were missing with it."""
         from diffusers import FluxPipeline
 
-        pipe = FluxPipeline.from_pretrained(
-            self.folder, transformer=None, vae=None, torch_dtype=self.frozen_dtype, local_files_only=True
-        ).to(self.device)
+        num_tokens, num_cut = self.shape.text_tokens, 0
+        with quietly():
+            pipe = FluxPipeline.from_pretrained(
+                self.folder, transformer=None, vae=None, torch_dtype=self.frozen_dtype, local_files_only=True
+            ).to(self.device)
         for text in texts:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                embeds, pooled, _ = pipe.encode_prompt([text], max_sequence_length=self.shape.text_tokens)
+            with quietly(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                num_cut += len(pipe.tokenizer_2(text).input_ids) > num_tokens
+                embeds, pooled, _ = pipe.encode_prompt([text], max_sequence_length=num_tokens)
             entry = {"text": embeds[0].cpu(), "pooled": pooled[0].cpu()}
             self.cache.put(self._key(text), entry)
             yield text, entry
+        if num_cut:
+            log.warning(
+                "%d of %d prompts are longer than %d T5 tokens; their ends are cut", num_cut, len(texts), num_tokens
+            )
         del pipe
         gc.collect()
         if self.device.type == "cuda":
@@ -254,14 +265,18 @@ class FluxPolicy:
     def _load_transformer(self, dtype: torch.dtype) -> FluxTransformer2DModel:
         from diffusers import FluxTransformer2DModel
 
-        transformer = FluxTransformer2DModel.from_pretrained(self.folder, subfolder="transformer", torch_dtype=dtype)
+        with quietly():
+            transformer = FluxTransformer2DModel.from_pretrained(
+                self.folder, subfolder="transformer", torch_dtype=dtype
+            )
         return transformer.to(self.device)
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
+        with quietly():
+            vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
         return vae.requires_grad_(False).to(self.device)
 
     def _frozen_dtype(self) -> torch.dtype:

@@ -110,11 +110,11 @@ def read_shape(
     for name, size in sizes.items():
         if size < step or size % step:
             near = max(step, round(size / step) * step)
-            raise UserError(f"policy.{name} must be a multiple of {step} pixels for {source}, got {size}; try {near}")
+            raise UserError(f"model.{name} must be a multiple of {step} pixels for {source}, got {size}; try {near}")
     own_tokens = int(tokenizer.get("model_max_length", 512))
     tokens = text_tokens or min(own_tokens, 512)
     if tokens > 512:
-        raise UserError(f"policy.text_tokens must be at most 512, FluxPipeline's limit; got {tokens}")
+        raise UserError(f"model.text_tokens must be at most 512, FluxPipeline's limit; got {tokens}")
     architecture: dict[str, Any] = {name: transformer[name] for name in ARCHITECTURE}
     return FluxShape(**sizes, vae_factor=factor, text_tokens=tokens, **architecture)
 

@@ -53,7 +53,7 @@ def add_lora(transformer: FluxTransformer2DModel, lora: LoRA) -> None:
     for target in lora.targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3, 4)}
-            raise UserError(f"policy.lora.targets: no linear layer ends in {target!r}{did_you_mean(target, suffixes)}")
+            raise UserError(f"model.lora.targets: no linear layer ends in {target!r}{did_you_mean(target, suffixes)}")
     transformer.requires_grad_(False)
     transformer.add_adapter(
         LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian")

@@ -39,7 +39,7 @@ def locate(source: str, components: Sequence[str] = COMPONENTS) -> Path:
     if HUB_ID.fullmatch(source):
         return _locate_in_hub_cache(source, components)
     raise UserError(
-        f"policy.source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
+        f"model.source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
         f"'owner/name'{did_you_mean(source, [*worlds, *_siblings(folder)])}"
     )
 

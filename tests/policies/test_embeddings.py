@@ -77,15 +77,15 @@ def test_room_is_made_before_writing_and_a_run_too_large_is_refused(tmp_path: Pa
     store.put(store.key(text="a"), entry(1.0))
     store.reserve(2900)
     assert store.key(text="a") not in store
-    with pytest.raises(UserError, match=r"policy\.cache_limit is 3e-06 GB"):
+    with pytest.raises(UserError, match=r"model\.cache_limit is 3 kB"):
         store.reserve(2000, in_use_bytes=2000)
-    with pytest.raises(UserError, match=r"GB free; set policy\.cache_dir"):
+    with pytest.raises(UserError, match=r"[GM]B free; set model\.cache_dir"):
         EmbeddingCache(tmp_path, limit_bytes=10**18).reserve(10**17)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"set policy\.cache_dir"):
+    with pytest.raises(UserError, match=r"set model\.cache_dir"):
         EmbeddingCache(tmp_path / "file", 100).put("key", entry(1.0))
 
 
@@ -102,7 +102,7 @@ def test_the_text_encoders_are_loaded_only_for_what_is_missing(
     first = load(folder, cache)
     first.cache_prompts(PROMPTS, say=said.append)
     expected = first.encode(PROMPTS)
-    assert said[0].startswith("encoding 2 of 2 prompts: 0.0 MB in ")
+    assert said[0].startswith("encoding 2 of 2 prompts: 3.2 kB in ")
     assert torch.equal(expected.tensors["text"][0], expected.tensors["text"][2])
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -134,3 +134,8 @@ def test_the_size_said_beforehand_is_the_size_on_disk(folder: Path, cache: str) 
     sizes = [path.stat().st_size for path in Path(cache).rglob("*.safetensors")]
     assert len(sizes) == 2
     assert all(0 < size - policy.shape.embedding_bytes(4) < 400 for size in sizes)  # the header
+
+
+def test_prompts_that_are_cut_are_counted(folder: Path, cache: str, caplog: pytest.LogCaptureFixture) -> None:
+    load(folder, cache).cache_prompts([*PROMPTS, Prompt("a very long prompt indeed", 3)], say=lambda _: None)
+    assert caplog.messages == ["1 of 3 prompts are longer than 16 T5 tokens; their ends are cut"]

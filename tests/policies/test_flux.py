@@ -238,7 +238,7 @@ def test_the_config_round_trips_and_names_unknown_keys(folder: Path) -> None:
 
 
 def test_sizes_and_targets_that_do_not_fit_are_named(folder: Path, cache: str) -> None:
-    with pytest.raises(UserError, match=r"policy\.height must be a multiple of 8 .* got 30; try 32"):
+    with pytest.raises(UserError, match=r"model\.height must be a multiple of 8 .* got 30; try 32"):
         load(folder, cache, height=30)
     with pytest.raises(UserError, match=r"at most 512.*got 600"):
         load(folder, cache, text_tokens=600)
