@@ -40,7 +40,7 @@ PANELS = (
     Panel("Training reward", ("reward", "reward/*")),
     Panel("Held-out scores", ("test/*",)),
     Panel("Spread of rewards in a group", ("reward_std",)),
-    Panel("Clipped actions", ("clip_fraction",), scale="percent"),
+    Panel("Clipped actions", ("clip_fraction",), scale="percent", even_if_constant=False),
     Panel("Approximate KL to the rollout's policy", ("approx_kl",), scale="log"),
     Panel("Largest |ratio - 1|", ("ratio_error",), scale="log"),
     Panel("KL to the reference", ("kl",), even_if_constant=False),
@@ -143,7 +143,7 @@ def _plot(axes: Axes, panel: Panel, series: Mapping[str, list[tuple[int, float]]
     for (name, points), colour in zip(series.items(), COLOURS, strict=False):
         marker = "o" if len(points) <= 25 else None
         axes.plot(*zip(*points, strict=True), color=colour, lw=1.4, marker=marker, ms=2.8, label=_label(name, panel))
-    has_legend = len(series) > 1
+    has_legend = list(series) != [panel.patterns[0]]
     axes.set_title(panel.title, fontsize=8.5, color=INK, loc="left", fontweight="bold", pad=17 if has_legend else 6)
     if has_legend:
         axes.legend(
@@ -173,6 +173,7 @@ def _scale(axes: Axes, panel: Panel, is_positive: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if panel.scale == "percent":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_ylim(bottom=0)
     elif panel.scale == "log" and is_positive:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.5, 0.6)))
