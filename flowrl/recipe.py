@@ -45,6 +45,7 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "run.num_samples",
         "run.trackers",
         "run.self_check_bound",
+        "model.cache_dir",
         "model.cache_limit",
     }
 )
@@ -123,12 +124,14 @@ class RunSection(Section):
 
 
 class EvaluationSection(Section):
-    """The held-out evaluation before and after training."""
+    """The held-out evaluation before, after and, where asked for, during training."""
 
     num_steps: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     """Prompts of data.test that are evaluated; null for all."""
+    every: int = Field(default=0, ge=0)
+    """Iterations between evaluations during training; 0 for none but those before and after."""
     scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
 
 

@@ -149,17 +149,22 @@ class _Session:
 
     def _record(self, metrics: dict[str, float]) -> None:
         iteration = self.trainer.iteration
-        row = self.tracking.log(iteration, metrics)
-        self.progress.update(row)
-        every = self.recipe.run.sample_every
-        if every and iteration % every == 0 and self.test_prompts:
-            prompts = self.test_prompts[: self.recipe.run.num_samples]
-            drawn = evaluate(self.trainer, prompts, self.scorers, num_images=len(prompts))
-            if self.is_main:
-                path = self.output / "samples" / f"iteration_{iteration:06d}.png"
-                path.parent.mkdir(exist_ok=True)
-                sample_grid(drawn.images, [p.text for p in prompts[: len(drawn.images)]], path)
-                self.tracking.log_image(iteration, "samples", path)
+        run, every = self.recipe.run, self.recipe.evaluation.every
+        if every and iteration % every == 0 and iteration < run.iterations and self.scorers:
+            found = evaluate(self.trainer, self.test_prompts, self.scorers)
+            metrics = metrics | {f"test/{name}": _mean(values) for name, values in found.scores.items()}
+        self.progress.update(self.tracking.log(iteration, metrics))
+        if run.sample_every and iteration % run.sample_every == 0 and self.test_prompts:
+            self._draw_samples(iteration)
+
+    def _draw_samples(self, iteration: int) -> None:
+        prompts = self.test_prompts[: self.recipe.run.num_samples]
+        drawn = evaluate(self.trainer, prompts, self.scorers, num_images=len(prompts))
+        if self.is_main:
+            path = self.output / "samples" / f"iteration_{iteration:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            sample_grid(drawn.images, [prompt.text for prompt in prompts[: len(drawn.images)]], path)
+            self.tracking.log_image(iteration, "samples", path)
 
     def _save(self) -> int:
         if self.is_main:

@@ -1,0 +1,94 @@
+"""How much of an iteration is spent outside the policy's forwards and backwards.
+
+    python benchmarks/overhead.py [RECIPE] [--iterations N] [KEY=VALUE ...]
+
+Trains for a few iterations (the first is not counted) and prints seconds by phase: velocity of the rollout, forward
+and backward of training, decoding, scoring, and the rest (engine, noise, credit, optimiser, logging).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from flowrl.data import PromptOrder, load_prompts
+from flowrl.recipe import load_recipe
+from flowrl.trainer import Trainer
+
+
+class Clock:
+    """Seconds by phase; a phase inside another is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inside = 0
+
+    def timed(self, phase: Callable[[], str], function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside += 1
+            _synchronise()
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _synchronise()
+                self.seconds[phase()] += time.perf_counter() - began
+                self._inside -= 1
+
+        return wrapped
+
+
+def measure(recipe_name: str, iterations: int, overrides: list[str]) -> None:
+    recipe = load_recipe(recipe_name, overrides=[*overrides, f"run.iterations={iterations + 1}"])
+    prompts = load_prompts(recipe.data.train)
+    trainer = Trainer(recipe, PromptOrder(prompts, recipe.rollout.prompts, recipe.run.seed))
+    clock = Clock()
+    policy: Any = trainer.policy
+    policy.velocity = clock.timed(lambda: "training forward" if torch.is_grad_enabled() else "rollout", policy.velocity)
+    policy.decode = clock.timed(lambda: "decode", policy.decode)
+    for scorer in trainer.scorers.values():
+        scorer.score = clock.timed(lambda: "score", scorer.score)  # type: ignore[method-assign]
+    trainer.learner = dataclasses.replace(
+        trainer.learner, backward=clock.timed(lambda: "training backward", trainer.learner.backward)
+    )
+    policy.encode(trainer.order.reached(0, iterations + 1))
+    trainer.iterate()
+    clock.seconds.clear()
+    began = time.perf_counter()
+    for _ in range(iterations):
+        metrics = trainer.iterate()
+    _synchronise()
+    total = time.perf_counter() - began
+    in_policy = sum(clock.seconds[phase] for phase in ("rollout", "training forward", "training backward"))
+    clock.seconds["everything else"] = total - sum(clock.seconds.values())
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    print(
+        f"{recipe.name}, {iterations} iterations on {name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    for phase, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
+        print(f"{phase:18} {seconds / iterations:8.3f} s an iteration  {100 * seconds / total:5.1f} %")
+    print(f"{'all':18} {total / iterations:8.3f} s an iteration, {metrics['forwards']:,.0f} forwards")
+    print(f"outside the policy's forwards and backwards: {100 * (1 - in_policy / total):.1f} %")
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", default="g2rpo")
+    parser.add_argument("--iterations", type=int, default=2)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    measure(arguments.recipe, arguments.iterations, arguments.overrides)
