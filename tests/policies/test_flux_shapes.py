@@ -10,7 +10,7 @@ import torch
 
 from flowrl.policies.flux import Flux, FluxPolicy
 from flowrl.types import Prompt
-from flowrl.worlds.shapes.parts import assemble
+from flowrl.worlds.shapes.parts import Sizes, assemble
 
 CPU = torch.device("cpu")
 WORDS = ["a", "red", "blue", "circle", "square", "the", "is"]
@@ -31,7 +31,7 @@ def policy(worlds: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> FluxPol
 
 
 def test_sizes_come_from_the_pipeline(policy: FluxPolicy) -> None:
-    assert policy.latent_shape == (64, 32)
+    assert policy.latent_shape == (64, 4 * Sizes().latent_channels)
     assert policy.shape.text_tokens == 32
     assert policy.frozen_dtype == torch.float32
     assert {parameter.dtype for parameter in policy.module.parameters()} == {torch.float32}
