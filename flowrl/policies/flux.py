@@ -90,7 +90,9 @@ class FluxPolicy:
             self.transformer.enable_gradient_checkpointing()
         self.module: nn.Module = self.transformer
         limit = round(config.cache_limit * GB)
-        self.cache = EmbeddingCache(Path(config.cache_dir) if config.cache_dir else default_cache_dir(), limit)
+        self.cache = EmbeddingCache(
+            Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir(), limit
+        )
 
     @property
     def num_parameters(self) -> int:
