@@ -246,8 +246,15 @@ def _print_dry_run(recipe: Recipe) -> None:
     import yaml
 
     from flowrl.costs import iteration_cost
+    from flowrl.data import check_disjoint, load_prompts
 
+    sources = {name: source for name, source in (("train", recipe.data.train), ("test", recipe.data.test)) if source}
+    local = {name: load_prompts(source) for name, source in sources.items() if not source.startswith("hf:")}
+    check_disjoint(local.get("train", ()), local.get("test", ()))
     typer.echo(yaml.safe_dump(recipe.resolved(), sort_keys=False, width=110))
+    for name, source in sources.items():
+        count = f"{len(local[name]):,} prompts" if name in local else "fetched when training starts"
+        typer.echo(f"{name}: {source}, {count}")
     _print_cost(recipe, iteration_cost(recipe), iteration=0)
 
 

@@ -15,8 +15,8 @@ class Flops(NamedTuple):
     """FLOPs of the transformer, per prompt and iteration (text encoders, VAE and scorers apart)."""
 
     per_forward: int
-    rollout: float
-    training: float
+    rollout: int
+    training: int
 
 
 class Cost(NamedTuple):
@@ -68,4 +68,4 @@ def _flops(recipe: Recipe, forwards: int, training_forwards: float) -> Flops | N
     except UserError:  # its folder is not here
         return None
     passes = 3 - (recipe.model.lora is not None) + recipe.model.gradient_checkpointing + recipe.loss.needs_reference
-    return Flops(per_forward, float(forwards * per_forward), training_forwards * passes * per_forward)
+    return Flops(per_forward, forwards * per_forward, round(training_forwards * passes * per_forward))

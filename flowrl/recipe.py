@@ -49,7 +49,9 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "model.cache_limit",
     }
 )
-"""Keys (with all below them) that may change when a run is resumed: they do not enter the parameters' trajectory."""
+"""Keys (with all below them) that do not enter the parameters' trajectory."""
+PAIRED_KEYS = frozenset({"data.test", "evaluation"})
+"""Those of them that a resumed run keeps all the same: its evaluations before and after are compared prompt by prompt."""
 
 
 class Section(BaseModel):
@@ -235,7 +237,9 @@ class Recipe(Section):
 
     def digest(self) -> str:
         """A name for the trajectory: equal for recipes that differ in ``TRAJECTORY_FREE_KEYS`` only."""
-        entering = sorted((key, repr(value)) for key, value in _leaves(self.resolved()) if not _is_free(key))
+        entering = sorted(
+            (key, repr(value)) for key, value in _leaves(self.resolved()) if not _is_under(key, TRAJECTORY_FREE_KEYS)
+        )
         return hashlib.sha256(json.dumps(entering).encode()).hexdigest()[:16]
 
 
@@ -289,8 +293,8 @@ def load_model(name: str) -> ModelFragment:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What keeps a run of the resolved recipe ``old`` from being continued with ``new``, one line per key.
 
-    Keys of ``TRAJECTORY_FREE_KEYS`` may differ. ``run.iterations`` may grow where neither the schedule nor the
-    learning rate depends on it.
+    Keys of ``TRAJECTORY_FREE_KEYS`` may differ, except ``PAIRED_KEYS``. ``run.iterations`` may grow where neither the
+    schedule nor the learning rate depends on it.
 
     >>> differences({"optimizer": {"lr": 1e-4}}, {"optimizer": {"lr": 2e-4}})
     ['optimizer.lr: 0.0001 -> 0.0002']
@@ -299,7 +303,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "not set"), after.get(key, "not set")
-        if a == b or _is_free(key):
+        if a == b or _is_under(key, TRAJECTORY_FREE_KEYS - PAIRED_KEYS):
             continue
         if key == "run.iterations":
             if b < a:
@@ -338,9 +342,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _is_free(key: str) -> bool:
+def _is_under(key: str, keys: frozenset[str]) -> bool:
     parts = key.split(".")
-    return any(".".join(parts[:length]) in TRAJECTORY_FREE_KEYS for length in range(1, len(parts) + 1))
+    return any(".".join(parts[:length]) in keys for length in range(1, len(parts) + 1))
 
 
 def _import_plugins(file: RecipeFile, merged: Merged) -> None:

@@ -128,11 +128,14 @@ def test_a_plan_as_a_table() -> None:
 
 
 def test_a_dry_run_prints_the_recipe_in_full_and_writes_nothing(tmp_path: Path) -> None:
-    result = run("train", "g2rpo", "--dry-run", "rollout.group=4", "--output", "out")
+    (tmp_path / "some.txt").write_text("a red circle\na blue square\n")
+    data = ["data.train=some.txt", "data.test=null"]
+    result = run("train", "g2rpo", "--dry-run", "rollout.group=4", "--output", "out", *data)
     assert result.exit_code == 0
     resolved = yaml.safe_load(result.stdout.split("\n\n")[0])
     assert resolved["rollout"]["group"] == 4
-    assert not list(tmp_path.iterdir())
+    assert "train: some.txt, 2 prompts" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["some.txt"]
 
 
 # ---- mistakes

@@ -149,6 +149,13 @@ def test_what_does_not_enter_the_trajectory_may_change(free: str) -> None:
     assert differences(old.resolved(), new.resolved()) == []
 
 
+@pytest.mark.parametrize("paired", ["evaluation.seed=9", "data.test=null"])
+def test_what_is_compared_before_and_after_may_not_change_in_between(paired: str) -> None:
+    old, new = load_recipe("g2rpo"), load_recipe("g2rpo", overrides=[paired])
+    assert old.digest() == new.digest()
+    assert len(differences(old.resolved(), new.resolved())) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
