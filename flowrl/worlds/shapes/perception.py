@@ -15,21 +15,19 @@ from numpy.typing import NDArray
 from flowrl.worlds.shapes.checks import MEMBERS, Pair, Picture, Seen
 from flowrl.worlds.shapes.components import Components, components
 from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, render
-from flowrl.worlds.shapes.scene import BACKGROUNDS, COLOURS, FORMS, RADIUS, Scene, Thing
+from flowrl.worlds.shapes.scene import BACKGROUNDS, COLOURS, RADIUS, Scene, Thing
+from flowrl.worlds.shapes.silhouettes import Silhouettes, patches_of, preference, step
 
 Floats = NDArray[np.float64]
-Patches = NDArray[np.float32]
 
 CHUNK = 64  # images whose maps fit a core's cache
-PATCH = 16  # side of a silhouette in samples
 
 _CHROMA = 0.13  # max - min of a pixel that has a colour; the palest paint has 0.31
 _DARK, _LIGHT = 0.3, 0.76  # luminance between black, grey and white; they are painted 0.05, 0.55 and 0.97
 _PALE = 0.58  # saturation between paint (0.76 and more) and pastel (0.4 and less)
 _HUE_WIDTH = 0.03  # of a turn; neighbouring colours are 0.15 apart
 _AREA, _CORE = 30, 8  # pixels of the smallest thing, and of its inside: less is an edge or a speck
-_FIT, _FIT_WIDTH = 0.27, 0.015  # distance from the nearest silhouette at which a thing has no known form
-_MARGIN = 0.02  # difference of distances that decides between two forms
+_EXAMPLES = 16  # renders of each member at each size from which its silhouette is learnt
 _TOUCH = 3  # pixels between the parts of a two-coloured thing
 
 
@@ -42,17 +40,17 @@ class Sight(NamedTuple):
 
 def look(images: NDArray[np.uint8]) -> Sight:
     """The pictures in images uint8 [B, 64, 64, 3]."""
-    silhouettes = _silhouettes()
+    silhouettes = known_silhouettes()
     pictures: list[Picture] = []
     clean = []
     for first in range(0, len(images), CHUNK):
-        maps = _maps(images[first : first + CHUNK])
+        maps = maps_of(images[first : first + CHUNK])
         pictures += _pictures(maps, silhouettes)
         clean.append(maps.clean)
     return Sight(pictures, np.concatenate(clean) if clean else np.zeros(0))
 
 
-class _Maps(NamedTuple):
+class Maps(NamedTuple):
     """Per pixel [b, 64, 64]: 6-bit colour code, class (an index into CLASSES), whether its neighbours share the class;
     per image [b]: how clean it is."""
 
@@ -103,7 +101,7 @@ def _palette_hues() -> Floats:
     return _hue(np.array([COLOUR_RGB[name] for name in COLOURS]) / 255)
 
 
-def _maps(images: NDArray[np.uint8]) -> _Maps:
+def maps_of(images: NDArray[np.uint8]) -> Maps:
     tables = _tables()
     bits = (images >> 2).astype(np.int32)
     code = bits[..., 0] << 12 | bits[..., 1] << 6 | bits[..., 2]
@@ -118,7 +116,7 @@ def _maps(images: NDArray[np.uint8]) -> _Maps:
     )
     blots = tables.blot[code].mean(axis=(1, 2)).astype(float)
     # The soft edges of a clean drawing are blots too: up to a tenth of its pixels.
-    return _Maps(images, code, classes, inside, 1 - np.clip((blots - 0.1) / 0.4, 0, 1))
+    return Maps(images, code, classes, inside, 1 - np.clip((blots - 0.1) / 0.4, 0, 1))
 
 
 class _Paint(NamedTuple):
@@ -130,18 +128,16 @@ class _Paint(NamedTuple):
     stripes: Floats
 
 
-def _pictures(maps: _Maps, silhouettes: _Silhouettes) -> list[Picture]:
+def _pictures(maps: Maps, silhouettes: Silhouettes) -> list[Picture]:
     parts = components(maps.classes, len(COLOURS))
     labels = parts.labels
     number = len(parts.image)
     core = np.bincount(labels[maps.inside & (labels >= 0)], minlength=number)
     kept = np.flatnonzero((parts.area >= _AREA) & (core >= _CORE))
     paint = _paint(maps, labels, kept, number)
-    patches, scale = _patches(labels, parts, kept, kept)
-    filled = _fill(patches)
-    forms, members, radius = silhouettes.recognise(filled, scale)
-    hollow = 1 - patches.sum(axis=(1, 2)) / np.maximum(filled.sum(axis=(1, 2)), 1e-6)
-    styles = _styles(hollow.astype(float), paint)
+    patches = patches_of(parts, kept, kept)
+    forms, members, radius = silhouettes.recognise(patches)
+    styles = _styles(patches.hollow, paint)
 
     columns = (parts.x, parts.y, parts.left, parts.top, parts.right, parts.bottom)
     x, y, left, top, right, bottom = (column[kept].astype(float).tolist() for column in columns)
@@ -151,9 +147,7 @@ def _pictures(maps: _Maps, silhouettes: _Silhouettes) -> list[Picture]:
         strict=True,
     )
     seen: list[list[Seen]] = [[] for _ in maps.images]
-    for image, *row in zip(
-        parts.image[kept].tolist(), x, y, radius.tolist(), left, top, right, bottom, *values, strict=True
-    ):
+    for image, row in zip(parts.image[kept].tolist(), rows, strict=True):
         seen[image].append(Seen(*row))
     pairs: list[list[Pair]] = [[] for _ in maps.images]
     for image, pair in _find_pairs(parts, kept, paint, silhouettes):
@@ -162,7 +156,7 @@ def _pictures(maps: _Maps, silhouettes: _Silhouettes) -> list[Picture]:
     return [Picture(*row) for row in zip(seen, pairs, backgrounds, maps.classes, strict=True)]
 
 
-def _paint(maps: _Maps, labels: NDArray[np.int32], kept: NDArray[np.int64], number: int) -> _Paint:
+def _paint(maps: Maps, labels: NDArray[np.int32], kept: NDArray[np.int64], number: int) -> _Paint:
     inside = maps.inside & (labels >= 0)
     owner = labels[inside]
     core = np.maximum(np.bincount(owner, minlength=number), 1)[kept]
@@ -170,7 +164,7 @@ def _paint(maps: _Maps, labels: NDArray[np.int32], kept: NDArray[np.int64], numb
     mean = np.stack([np.bincount(owner, rgb[:, k], number)[kept] / core for k in range(3)], axis=1) / 255
     turn = _hue(mean)[:, None] - _palette_hues()
     away = np.abs(turn - np.round(turn))
-    colours = _preference(away, _HUE_WIDTH)
+    colours = preference(away, _HUE_WIDTH)
     pale = _tables().pale[maps.code] & inside
     changes = (pale[:, 1:] != pale[:, :-1]) & inside[:, 1:] & inside[:, :-1]
     return _Paint(
@@ -180,25 +174,14 @@ def _paint(maps: _Maps, labels: NDArray[np.int32], kept: NDArray[np.int64], numb
     )
 
 
-def _preference(distance: Floats, width: float) -> Floats:
-    """How much nearer each option is than the best of the others, as a degree: [N, K] -> [N, K]."""
-    if len(distance) == 0:
-        return distance
-    best, second = np.partition(distance, 1, axis=1)[:, :2].T
-    other = np.where(distance <= best[:, None], second[:, None], best[:, None])
-    return 1 / (1 + np.exp(-(other - distance) / width * 2))
-
-
-def _step(values: Floats, threshold: float, width: float) -> Floats:
-    return 1 / (1 + np.exp(-(values - threshold) / width))
-
-
 def _styles(hollow: Floats, paint: _Paint) -> Floats:
     """Degrees per style [N, 4], in the order of STYLES."""
-    outline = _step(hollow, 0.3, 0.025)
-    striped = (1 - outline) * _step(paint.stripes, 0.3, 0.05)
+    outline = step(hollow, 0.09, 0.01)
+    # Pale edges of a blurred thing change the paint too, but they are few.
+    mixed = np.minimum(paint.pale, 1 - paint.pale)
+    striped = (1 - outline) * step(paint.stripes, 0.3, 0.05) * step(mixed, 0.25, 0.02)
     rest = (1 - outline) * (1 - striped)
-    pale = _step(paint.pale, 0.5, 0.07)
+    pale = step(paint.pale, 0.5, 0.07)
     return np.stack([rest * (1 - pale), outline, striped, rest * pale], axis=1)
 
 
@@ -211,49 +194,15 @@ def _backgrounds(classes: NDArray[np.uint8]) -> Floats:
     return plain / np.maximum(plain.sum(axis=1, keepdims=True), 1)
 
 
-def _patches(
-    labels: NDArray[np.int32], parts: Components, first: NDArray[np.int64], second: NDArray[np.int64]
-) -> tuple[Patches, Floats]:
-    """The silhouettes of components ``first`` joined with ``second`` [N, 16, 16], each scaled so that the longer side
-    of its box fills the patch; and the pixels that a sample stands for."""
-    left, top = np.minimum(parts.left[first], parts.left[second]), np.minimum(parts.top[first], parts.top[second])
-    right = np.maximum(parts.right[first], parts.right[second])
-    bottom = np.maximum(parts.bottom[first], parts.bottom[second])
-    scale = np.maximum(right - left, bottom - top) / PATCH
-    steps = np.arange(PATCH) + 0.5 - PATCH / 2
-    x = ((left + right) / 2)[:, None] + steps * scale[:, None] - 0.5
-    y = ((top + bottom) / 2)[:, None] + steps * scale[:, None] - 0.5
-    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    along, down = (x - x0).astype(np.float32)[:, None, :], (y - y0).astype(np.float32)[:, :, None]
-    a, b = first[:, None, None], second[:, None, None]
-    patches = np.zeros((len(first), PATCH, PATCH), np.float32)
-    side = labels.shape[1]
-    for dy, weight_y in ((0, 1 - down), (1, down)):
-        for dx, weight_x in ((0, 1 - along), (1, along)):
-            rows, columns = np.clip(y0 + dy, 0, side - 1)[:, :, None], np.clip(x0 + dx, 0, side - 1)[:, None, :]
-            owner = labels[parts.image[first][:, None, None], rows, columns]
-            patches += ((owner == a) | (owner == b)) * (weight_x * weight_y)
-    return patches, scale
-
-
-def _fill(patches: Patches) -> Patches:
-    """The patches with their holes closed: a hole has silhouette on all four sides."""
-    flipped = patches[:, ::-1, ::-1]
-    walls = [np.maximum.accumulate(patches, axis=axis) for axis in (1, 2)]
-    walls += [np.maximum.accumulate(flipped, axis=axis)[:, ::-1, ::-1] for axis in (1, 2)]
-    return np.minimum(np.minimum(walls[0], walls[1]), np.minimum(walls[2], walls[3]))
-
-
 def _find_pairs(
-    parts: Components, kept: NDArray[np.int64], paint: _Paint, silhouettes: _Silhouettes
+    parts: Components, kept: NDArray[np.int64], paint: _Paint, silhouettes: Silhouettes
 ) -> Iterator[tuple[int, Pair]]:
     """Neighbouring parts of two colours and about equal area, as one thing: (image, pair)."""
     a, b = _candidates(parts, kept)
     if len(a) == 0:
         return
     first, second = kept[a], kept[b]
-    patches, scale = _patches(parts.labels, parts, first, second)
-    forms, _, radius = silhouettes.recognise(_fill(patches), scale)
+    forms, _, radius = silhouettes.recognise(patches_of(parts, first, second))
     dx = (parts.x[second] - parts.x[first]) / radius
     dy = (parts.y[second] - parts.y[first]) / radius
     rows = zip(
@@ -280,51 +229,28 @@ def _candidates(parts: Components, kept: NDArray[np.int64]) -> tuple[NDArray[np.
     return a[good], b[good]
 
 
-class _Silhouettes(NamedTuple):
-    """Known silhouettes [S, P] with the member each shows, and the area of each form at radius 1."""
-
-    patches: Floats
-    member: NDArray[np.int64]
-    unit_area: Floats
-
-    def recognise(self, filled: Patches, scale: Floats) -> tuple[Floats, Floats, Floats]:
-        """Degrees per form and per member, and radii, of filled silhouettes [N, 16, 16]."""
-        flat = filled.reshape(len(filled), -1).astype(float)
-        square = (flat**2).sum(axis=1)[:, None] + (self.patches**2).sum(axis=1) - 2 * flat @ self.patches.T
-        distance = np.sqrt(np.maximum(square, 0)) / PATCH
-        by_member = np.stack([distance[:, self.member == k].min(axis=1) for k in range(len(MEMBERS))], axis=1)
-        of_form = [[k for k, (form, _) in enumerate(MEMBERS) if form == name] for name in FORMS]
-        by_form = np.stack([by_member[:, members].min(axis=1) for members in of_form], axis=1)
-        area = flat.sum(axis=1) * scale**2
-        radius = np.sqrt(np.maximum(area, 1) / self.unit_area[by_form.argmin(axis=1)])
-        return _recognised(by_form), _recognised(by_member), radius
-
-
-def _recognised(distance: Floats) -> Floats:
-    return _preference(distance, _MARGIN) * _step(-distance, -_FIT, _FIT_WIDTH)
-
-
 @lru_cache
-def _silhouettes() -> _Silhouettes:
-    """The silhouettes of every member at every size, averaged over a few renders."""
+def known_silhouettes() -> Silhouettes:
+    """The silhouettes of every member at every size, from crisp and blurred renders."""
     rng = np.random.default_rng(0)
-    renders = 6
     cases = [
         (index, Thing(form, "blue", 32.0, 32.0, size, detail))
         for index, (form, detail) in enumerate(MEMBERS)
         for size in RADIUS[form]
     ]
-    scenes = [Scene(BACKGROUNDS[k % 3], (thing,)) for _, thing in cases for k in range(renders)]
-    classes = _maps(np.stack([render(scene, rng) for scene in scenes])).classes
-    parts = components(classes, len(COLOURS))
-    largest = np.array(
-        [np.flatnonzero(parts.image == k)[parts.area[parts.image == k].argmax()] for k in range(len(scenes))]
-    )
-    patches, scale = _patches(parts.labels, parts, largest, largest)
-    filled = _fill(patches).reshape(len(cases), renders, -1).astype(float)
-    member = np.array([index for index, _ in cases])
-    area = (filled.sum(axis=2) * scale.reshape(len(cases), renders) ** 2).mean(axis=1)
-    area /= np.array([thing.radius for _, thing in cases]) ** 2
-    form = np.array([FORMS.index(thing.form) for _, thing in cases])
-    unit_area = np.array([area[form == k].mean() for k in range(len(FORMS))])
-    return _Silhouettes(filled.mean(axis=1), member, unit_area)
+    case = np.repeat(np.arange(len(cases)), _EXAMPLES)
+    images = np.stack([render(Scene(BACKGROUNDS[k % 3], (cases[k][1],)), rng) for k in case])
+    images[1::2] = _blurred(images[1::2])
+    parts = components(maps_of(images).classes, len(COLOURS))
+    by_area = np.lexsort((parts.area, parts.image))
+    largest = by_area[np.searchsorted(parts.image[by_area], np.arange(len(case)), side="right") - 1]
+    member, radius = np.array([index for index, _ in cases]), np.array([thing.radius for _, thing in cases])
+    return Silhouettes.learn(patches_of(parts, largest, largest), case, member, radius)
+
+
+def _blurred(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The images through the binomial filter (1, 2, 1) / 4 along both axes."""
+    wide = np.pad(images.astype(np.uint16), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    wide = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
+    wide = wide[:, :, :-2] + 2 * wide[:, :, 1:-1] + wide[:, :, 2:]
+    return ((wide + 8) // 16).astype(np.uint8)

@@ -1,0 +1,56 @@
+"""The gold judge of the shapes world as a scorer: it looks for the testpoints that a prompt carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.protocols import Scorer, ScorerConfig
+from flowrl.types import Prompt, Scores
+
+
+class Gold(ScorerConfig, kind="gold"):
+    """``value: quality`` is continuous, a reward to train on; ``score`` is the fraction of testpoints satisfied."""
+
+    value: Literal["quality", "score"] = "quality"
+
+    def load(self, device: torch.device) -> Scorer:
+        """The judge works on the CPU; its answers go back to the device of the images."""
+        return GoldScorer(self.value)
+
+
+class GoldScorer:
+    """Scores images [B, 3, 64, 64]; ``parts`` holds both "score" and "quality".
+
+    A prompt without testpoints, and a picture that is not finite, have no valid answer.
+    """
+
+    scope: Literal["image", "group"] = "image"
+
+    def __init__(self, value: Literal["quality", "score"]) -> None:
+        self.value = value
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """Raises UserError where the images are not of the shapes world's size."""
+        from flowrl.worlds.shapes.judge import judge
+        from flowrl.worlds.shapes.prompts import testpoints_of
+        from flowrl.worlds.shapes.scene import CANVAS
+
+        if images.shape[1:] != (3, CANVAS, CANVAS):
+            raise UserError(
+                f"reward gold: judges pictures of the shapes world, {CANVAS} x {CANVAS} pixels; "
+                f"got {images.shape[-1]} x {images.shape[-2]}; choose another reward for this model"
+            )
+        testpoints = [testpoints_of(prompt) for prompt in prompts]
+        finite = torch.isfinite(images).flatten(1).all(dim=1)
+        valid = finite & torch.tensor([len(asked) > 0 for asked in testpoints], device=images.device)
+        verdict = judge(torch.where(finite[:, None, None, None], images, 0), testpoints)
+        parts = {
+            name: torch.where(valid, part.to(images.device), 0)
+            for name, part in (("score", verdict.score), ("quality", verdict.quality))
+        }
+        return Scores(parts[self.value], valid, parts)
