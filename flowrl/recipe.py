@@ -51,7 +51,7 @@ TRAJECTORY_FREE_KEYS = frozenset(
 )
 """Keys (with all below them) that do not enter the parameters' trajectory."""
 PAIRED_KEYS = frozenset({"data.test", "evaluation"})
-"""Those of them that a resumed run keeps all the same: its evaluations before and after are compared prompt by prompt."""
+"""Those of them that a resumed run keeps all the same: before and after are compared prompt by prompt."""
 
 
 class Section(BaseModel):
@@ -237,9 +237,8 @@ class Recipe(Section):
 
     def digest(self) -> str:
         """A name for the trajectory: equal for recipes that differ in ``TRAJECTORY_FREE_KEYS`` only."""
-        entering = sorted(
-            (key, repr(value)) for key, value in _leaves(self.resolved()) if not _is_under(key, TRAJECTORY_FREE_KEYS)
-        )
+        leaves = _leaves(self.resolved())
+        entering = sorted((key, repr(value)) for key, value in leaves if not _is_under(key, TRAJECTORY_FREE_KEYS))
         return hashlib.sha256(json.dumps(entering).encode()).hexdigest()[:16]
 
 

@@ -132,15 +132,7 @@ def test_load_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "free",
-    [
-        "rollout.max_batch=2",
-        "run.checkpoint_every=1",
-        "run.trackers=[]",
-        "evaluation.seed=9",
-        "data.test=null",
-        "name=x",
-    ],
+    "free", ["rollout.max_batch=2", "run.checkpoint_every=1", "run.trackers=[]", "run.sample_every=3", "name=x"]
 )
 def test_what_does_not_enter_the_trajectory_may_change(free: str) -> None:
     old, new = load_recipe("g2rpo"), load_recipe("g2rpo", overrides=[free])
