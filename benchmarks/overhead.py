@@ -71,9 +71,8 @@ def measure(recipe_name: str, iterations: int, overrides: list[str]) -> None:
     in_policy = sum(clock.seconds[phase] for phase in ("rollout", "training forward", "training backward"))
     clock.seconds["everything else"] = total - sum(clock.seconds.values())
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    print(
-        f"{recipe.name}, {iterations} iterations on {name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{recipe.name}, {iterations} iterations on {where}")
     for phase, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"{phase:18} {seconds / iterations:8.3f} s an iteration  {100 * seconds / total:5.1f} %")
     print(f"{'all':18} {total / iterations:8.3f} s an iteration, {metrics['forwards']:,.0f} forwards")

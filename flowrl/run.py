@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -86,17 +85,16 @@ class _Session:
     def start(self, found: checkpoint.Found | None) -> None:
         """Restore, open the records, and measure what there is before the first iteration."""
         trainer, recipe = self.trainer, self.recipe
-        resumed_at = None
         if found is not None and found.path is not None:
             trainer.restore(checkpoint.load(found.path))
-            resumed_at = trainer.iteration
+        resumed_at = None if found is None else trainer.iteration
         self.progress = self.stack.enter_context(
             Progress(recipe.run.iterations, trainer.iteration, enabled=self.is_main)
         )
         for skipped in found.skipped if found else ():
             self.progress.note(f"skipped checkpoint {skipped}")
         if resumed_at is not None:
-            self.progress.note(f"resumed after iteration {resumed_at}")
+            self.progress.note(f"resuming after iteration {resumed_at}")
         if self.is_main:
             self.output.mkdir(parents=True, exist_ok=True)
             atomic.write_text(self.output / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, width=110))
@@ -200,7 +198,8 @@ class _Session:
             folder.mkdir(exist_ok=True)
             torch.save(found.images, folder / f"{when}.pt")
             indices = [prompt.index for prompt in self.test_prompts]
-            atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": found.scores})
+            answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
+            atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})
         self.tracking.log(self.trainer.iteration, means)
         return found
 
@@ -306,8 +305,6 @@ def _save_weights(trainer: Trainer, output: Path) -> None:
 
 
 def _save_policy(trainer: Trainer, folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
     with atomic.new_folder(folder) as temporary:
         trainer.policy.save_pretrained(temporary)
 

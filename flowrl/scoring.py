@@ -37,7 +37,7 @@ class Scoring:
         shape = (len(prompts), num_leaves, len(scorers))
         self.values = torch.zeros(shape, dtype=torch.float64)
         self.valid = torch.zeros(shape, dtype=torch.bool)
-        self.parts: dict[str, list[Tensor]] = {}
+        self.parts: dict[str, Tensor] = {}  # [P, L], NaN where there is no answer
         self.images: dict[tuple[int, int], Tensor] = {}
         self._keep_images = keep_images
         self._held: dict[tuple[int, int], Tensor] = {}
@@ -73,8 +73,5 @@ class Scoring:
         self.values[prompts, columns, r] = values.where(valid, 0.0)
         self.valid[prompts, columns, r] = valid
         for part, of_part in scores.parts.items():
-            self.parts.setdefault(f"{name}/{part}", []).append(of_part.detach().double().cpu()[valid])
-
-    def part_means(self) -> dict[str, float]:
-        """Mean over all leaves of every part the scorers report."""
-        return {name: float(torch.cat(values).mean()) for name, values in self.parts.items() if any(map(len, values))}
+            table = self.parts.setdefault(f"{name}/{part}", torch.full(self.values.shape[:2], torch.nan).double())
+            table[prompts, columns] = of_part.detach().double().cpu().where(valid, torch.nan)

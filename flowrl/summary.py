@@ -55,7 +55,7 @@ def changes(output: Path) -> dict[str, Change]:
     before, after = (json.loads((folder / f"{when}.json").read_text())["scores"] for when in ("before", "after"))
     found = {}
     for name in before:
-        pairs = [(b, a) for b, a in zip(before[name], after[name], strict=True) if b == b and a == a]
+        pairs = [(b, a) for b, a in zip(before[name], after[name], strict=True) if b is not None and a is not None]
         if pairs:
             b, a = zip(*pairs, strict=True)
             found[name] = Change(mean_interval(b), mean_interval(a), difference_interval(b, a))

@@ -121,14 +121,16 @@ class Trainer:
         began = time.perf_counter()
         plan = self.plan_of(self.iteration)
         batch = self._batch()
-        rollout, local, metrics = self._roll_out(plan, batch)
-        rewards = self._gather(local)  # [P, L, R] of all ranks, in prompt order
-        metrics |= self._reward_metrics(plan, rewards)
+        rollout, scoring = self._roll_out(plan, batch)
+        rewards, parts = self._gather(scoring)  # [P, L, R] of all ranks, in prompt order
+        metrics = self._reward_metrics(plan, rewards) | parts
         advantage = self.recipe.advantage.per_action(rewards, plan)  # [P, E]
         rolled_out = time.perf_counter()
         with shield or nullcontext():
             metrics |= self._update(plan, batch, rollout, advantage[list(batch.mine.positions)])
             self.iteration += 1
+        metrics["forwards"] = float(rollout.num_forwards * self.accelerator.num_processes)
+        metrics["peak_states"] = float(rollout.peak_states)
         metrics["advantage_abs"] = float(advantage.abs().mean())
         metrics["seconds/rollout"] = rolled_out - began
         metrics["seconds/train"] = time.perf_counter() - rolled_out
@@ -141,7 +143,7 @@ class Trainer:
         chosen = [prompts[position] for position in mine.positions]
         return Batch(chosen, mine, self.policy.encode(chosen))
 
-    def _roll_out(self, plan: Plan, batch: Batch) -> tuple[Rollout, Rewards, dict[str, float]]:
+    def _roll_out(self, plan: Plan, batch: Batch) -> tuple[Rollout, Scoring]:
         weights = {name: reward.weight for name, reward in self.recipe.rewards.items()}
         scoring = Scoring(self.policy, self.scorers, weights, batch.prompts, len(plan.leaves))
         rollout = execute(
@@ -156,13 +158,7 @@ class Trainer:
             max_batch=self.recipe.rollout.max_batch,
             leaf_batch=self.recipe.rollout.decode_batch,
         )
-        local = scoring.rewards()
-        metrics = {
-            "forwards": float(rollout.num_forwards * self.accelerator.num_processes),
-            "peak_states": float(rollout.peak_states),
-            **scoring.part_means(),
-        }
-        return rollout, local, metrics
+        return rollout, scoring
 
     def _update(self, plan: Plan, batch: Batch, rollout: Rollout, advantage: Tensor) -> dict[str, float]:
         """The iteration's optimiser steps; ``advantage`` [p, E] of this rank's prompts."""
@@ -217,13 +213,17 @@ class Trainer:
 
     # ---- what is logged
 
-    def _gather(self, local: Rewards) -> Rewards:
-        """All ranks' rewards in prompt order, the padding dropped."""
-        if self.accelerator.num_processes == 1:
-            return local
-        both = torch.stack([local.values, local.valid.double()]).to(self.device).transpose(0, 1).contiguous()
-        gathered = self.accelerator.gather(both)[: self.recipe.rollout.prompts].transpose(0, 1).cpu()
-        return Rewards(gathered[0], gathered[1] > 0.5, local.names, local.weights)
+    def _gather(self, scoring: Scoring) -> tuple[Rewards, dict[str, float]]:
+        """All ranks' rewards in prompt order, the padding dropped, and the means of what the rewards are made of."""
+        local = scoring.rewards()
+        tables = [local.values, local.valid.double(), *(part[..., None] for part in scoring.parts.values())]
+        everything = torch.cat(tables, -1).to(self.device)  # [p, L, R + R + parts]
+        if self.accelerator.num_processes > 1:
+            everything = self.accelerator.gather(everything)[: self.recipe.rollout.prompts]
+        count = len(local.names)
+        values, valid, parts = everything.cpu().split([count, count, len(scoring.parts)], -1)
+        means = dict(zip(scoring.parts, parts.flatten(0, 1).nanmean(0).tolist(), strict=True))
+        return Rewards(values, valid > 0.5, local.names, local.weights), means
 
     def _reward_metrics(self, plan: Plan, rewards: Rewards) -> dict[str, float]:
         skipped = num_skipped_groups(rewards, plan, self.recipe.advantage.peers)

@@ -101,6 +101,16 @@ def test_a_reward_that_is_not_finite_stops_the_run_or_its_group(tmp_path):
     assert all(torch.isfinite(p).all() for p in final_parameters(tmp_path / "skips").values())
 
 
+def test_a_held_out_prompt_without_an_answer_is_left_out(tmp_path):
+    scorers = {"a": {"kind": "tiny", "broken_at": [1]}}
+    summary = run(write_recipe(tmp_path, evaluation={"scorers": scorers, "every": 2}), tmp_path / "out")
+    answers = json.loads((tmp_path / "out" / "evaluation" / "after.json").read_text())["scores"]["a"]
+    assert [i for i, answer in enumerate(answers) if answer is None] == [1]
+    kept = [answer for answer in answers if answer is not None]
+    assert summary.held_out["a"].after.mean == pytest.approx(sum(kept) / 4)
+    assert [row["iteration"] for row in read_rows(tmp_path / "out") if "test/a" in row] == [0, 2, 4]
+
+
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):
     from flowrl.trainer import Trainer
 
@@ -177,3 +187,4 @@ def test_two_processes_are_one(tmp_path):
             assert y["reward"] == pytest.approx(x["reward"], abs=1e-6)
             assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-4)
             assert y["actions"] == x["actions"]
+            assert y["a/mean"] == pytest.approx(x["a/mean"], abs=1e-6)
