@@ -19,17 +19,17 @@ NUM_TRAIN, NUM_TEST, NUM_BENCH = 20_000, 400, 100
 
 def train_prompts() -> list[Prompt]:
     """20,000 different prompts, 2,000 of each primary dimension, in random order."""
-    return list(_prompts("train", "train", NUM_TRAIN, ()))
+    return list(_prompts("train", "train", NUM_TRAIN))
 
 
 def test_prompts() -> list[Prompt]:
     """400 different prompts, 40 of each primary dimension, each with a combination that training never shows."""
-    return list(_prompts("test", "test", NUM_TEST, ()))
+    return list(_prompts("test", "test", NUM_TEST))
 
 
 def bench_prompts() -> list[Prompt]:
     """100 different prompts, 10 of each primary dimension, made like the test prompts and none of them."""
-    return list(_prompts("bench", "test", NUM_BENCH, tuple(test_prompts())))
+    return list(_prompts("bench", "test", NUM_BENCH, frozenset(prompt.text for prompt in test_prompts())))
 
 
 # The names begin with "test", which pytest would collect.
@@ -67,9 +67,9 @@ def _sub_dims(prompt: Prompt) -> dict[str, object]:
 
 
 @lru_cache
-def _prompts(name: str, split: Split, count: int, excluded: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+def _prompts(name: str, split: Split, count: int, excluded: frozenset[str] = frozenset()) -> tuple[Prompt, ...]:
     rng = random.Random(derive_seed("shapes", name))
-    taken = {prompt.text for prompt in excluded}
+    taken = set(excluded)
     items: list[tuple[str, Item]] = []
     for dimension in PRIMARY_DIMENSIONS:
         wanted = len(items) + count // len(PRIMARY_DIMENSIONS)
