@@ -14,12 +14,13 @@ from flowrl.continuations.compressed import Compressed
 from flowrl.continuations.strided import Strided
 from flowrl.engine import execute
 from flowrl.kernels.cps import Cps
-from flowrl.kernels.dance_sde import DanceSde
 from flowrl.kernels.flow_sde import FlowSde
 from flowrl.learner import Learner, sites_of
 from flowrl.losses.ppo_clip import PpoClip
 from flowrl.noise import Noise
 from flowrl.plan import compile_plan
+from flowrl.recipe import load_recipe
+from flowrl.recipe_files import shipped_folder
 from flowrl.schedules.all_steps import AllSteps
 from flowrl.schedules.singular import Singular
 from flowrl.schedules.sliding_window import SlidingWindow
@@ -29,23 +30,41 @@ from flowrl.updates import Updates
 
 SEED, ITERATION, ITERATIONS, GROUP = 3, 2, 6, 4
 GRID = Grid(8, 3.0)
-FLOW_GRPO = Broadcast(mixing="weighted_rewards", scope="batch", ddof=0, eps=1e-4)
-ALGORITHMS = {
-    "g2rpo": (Singular(), Strided(strides=(1, 2, 3)), FlowSde(), MgaiSum(), Updates()),
-    "g2rpo_paper_grid": (Singular(), Strided(strides=(1, 3), grid="paper"), FlowSde(), MgaiSum(), Updates(updates=4)),
-    "g2rpo_wo_mgai": (Singular(), Strided(), FlowSde(), PerStep(), Updates()),
-    "dance": (AllSteps(), Strided(), DanceSde(), Broadcast(), Updates(updates=2, split="sample", fraction=0.6)),
-    "flow_grpo": (AllSteps(last="sde", roots="own"), Strided(), FlowSde(), FLOW_GRPO, Updates(split="sample")),
-    "mix": (
+VARIANTS = {
+    "paper grid, K updates": (
+        Singular(),
+        Strided(strides=(1, 3), grid="paper"),
+        FlowSde(),
+        MgaiSum(),
+        Updates(updates=4),
+    ),
+    "weighted rewards, batch std": (
+        AllSteps(last="sde", roots="own"),
+        Strided(),
+        FlowSde(),
+        Broadcast(mixing="weighted_rewards", scope="batch", ddof=0, eps=1e-4),
+        Updates(split="sample"),
+    ),
+    "weighted advantages": (
         SlidingWindow(width=2),
         Strided(),
         FlowSde(),
         Broadcast(mixing="weighted_advantages"),
         Updates(updates=4, split="sample"),
     ),
-    "flash": (SlidingWindow(width=2), Compressed(ratio=0.8), FlowSde(), Broadcast(), Updates()),
+    "compressed": (SlidingWindow(width=2), Compressed(ratio=0.8), FlowSde(), Broadcast(), Updates()),
     "cps": (AllSteps(), Strided(), Cps(), Broadcast(), Updates()),
+    "rewards averaged over granularities": (Singular(), Strided(strides=(1, 2)), FlowSde(), PerStep(), Updates()),
 }
+RECIPES = sorted(path for path in shipped_folder().rglob("*.yaml") if path.parent.name not in {"models", "rewards"})
+
+
+def parts_of(path):
+    recipe = load_recipe(path, model="shapes", overrides=["grid.num_steps=8", f"rollout.group={GROUP}"])
+    return recipe.schedule, recipe.continuation, recipe.kernel, recipe.advantage, recipe.train
+
+
+ALGORITHMS = VARIANTS | {f"{path.parent.name}/{path.stem}": parts_of(path) for path in RECIPES}
 
 
 def ours(policy, parts, loss, num_prompts, max_batch=9, microbatch=5):
@@ -92,7 +111,7 @@ def ours(policy, parts, loss, num_prompts, max_batch=9, microbatch=5):
 def test_equals_algorithm_one(name, num_prompts, beta):
     parts = ALGORITHMS[name]
     schedule, continuation, kernel, advantage, _ = parts
-    loss = PpoClip(clip=1e-3, beta=beta, kl_denominator="diffusion" if name == "flow_grpo" else "transition")
+    loss = PpoClip(clip=1e-3, beta=beta, kl_denominator="diffusion" if "flow_grpo" in name else "transition")
     policy = TinyPolicy()
     policy.frozen = {key: value + 0.05 for key, value in policy.frozen.items()}
     plan, adv, updates = ours(policy, parts, loss, num_prompts)
@@ -121,12 +140,12 @@ def test_equals_algorithm_one(name, num_prompts, beta):
 
 
 def test_one_forward_per_decision_serves_all_siblings():
-    plan, _, (update,) = ours(TinyPolicy(), ALGORITHMS["g2rpo"], PpoClip(), num_prompts=2)
+    plan, _, (update,) = ours(TinyPolicy(), ALGORITHMS["recipes/g2rpo"], PpoClip(), num_prompts=2)
     assert update.forwards == 2 * len(plan.decisions) == 8
     assert int(update.tally.sums["actions"]) == 2 * len(plan.actions) == 32
 
 
-@pytest.mark.parametrize("name", ["g2rpo", "dance"])
+@pytest.mark.parametrize("name", ["recipes/g2rpo", "recipes/dance_grpo"])
 def test_accumulation_does_not_matter(name):
     *_, ones = ours(TinyPolicy(), ALGORITHMS[name], PpoClip(), 3, microbatch=1)
     *_, eights = ours(TinyPolicy(), ALGORITHMS[name], PpoClip(), 3, microbatch=8)
@@ -136,14 +155,14 @@ def test_accumulation_does_not_matter(name):
 
 
 def test_the_first_update_starts_at_ratio_one():
-    *_, updates = ours(TinyPolicy(), ALGORITHMS["g2rpo"], PpoClip(), 2)
+    *_, updates = ours(TinyPolicy(), ALGORITHMS["recipes/g2rpo"], PpoClip(), 2)
     assert float(updates[0].tally.maxima["ratio_error"]) < 1e-12
     assert float(updates[0].tally.maxima["mean_drift"]) < 1e-10
 
 
 def test_padding_weighs_nothing():
     policy = TinyPolicy()
-    parts = ALGORITHMS["g2rpo"]
+    parts = ALGORITHMS["recipes/g2rpo"]
     _, _, (plain,) = ours(policy, parts, PpoClip(), 2)
     original = Learner.accumulate
 
@@ -162,7 +181,7 @@ def test_padding_weighs_nothing():
 
 
 def test_fraction_is_drawn_per_sample_and_prompt():
-    plan, _, updates = ours(TinyPolicy(), ALGORITHMS["dance"], PpoClip(), 3)
+    plan, _, updates = ours(TinyPolicy(), ALGORITHMS["recipes/dance_grpo"], PpoClip(), 3)
     trained = [set(updates[0].actions[p]) | set(updates[1].actions[p]) for p in range(3)]
     for actions in trained:
         assert len(actions) == GROUP * int(0.6 * 7)
@@ -175,4 +194,4 @@ def test_fraction_is_drawn_per_sample_and_prompt():
 
 def test_more_updates_than_steps_is_an_error():
     with pytest.raises(ValueError, match=r"allowed are 1\.\.4"):
-        ours(TinyPolicy(), (*ALGORITHMS["g2rpo"][:4], Updates(updates=5)), PpoClip(), 1)
+        ours(TinyPolicy(), (*ALGORITHMS["recipes/g2rpo"][:4], Updates(updates=5)), PpoClip(), 1)
