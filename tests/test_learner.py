@@ -182,7 +182,7 @@ def test_padding_weighs_nothing():
 
 def test_fraction_is_drawn_per_sample_and_prompt():
     plan, _, updates = ours(TinyPolicy(), ALGORITHMS["recipes/dance_grpo"], PpoClip(), 3)
-    trained = [set(updates[0].actions[p]) | set(updates[1].actions[p]) for p in range(3)]
+    trained = [{e for update in updates for e in update.actions[p]} for p in range(3)]
     for actions in trained:
         assert len(actions) == GROUP * int(0.6 * 7)
     assert trained[0] != trained[1]
