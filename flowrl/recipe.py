@@ -347,13 +347,14 @@ def _is_under(key: str, keys: frozenset[str]) -> bool:
 
 
 def _import_plugins(file: RecipeFile, merged: Merged) -> None:
-    """Import the modules named under ``plugins``: installed ones, or files beside the recipe."""
+    """Import the modules named under ``plugins``: installed ones, or files beside the recipe or in the working folder
+    (a run's snapshot lies elsewhere than its plugins)."""
     names = merged.values.get("plugins", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file.label}: plugins must be a list of module names, got {names!r}")
-    folder = str(file.path.parent)
-    if names and folder not in sys.path:
-        sys.path.append(folder)
+    if names:
+        folders = (str(file.path.parent), str(Path.cwd()))
+        sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
     for name in names:
         try:
             importlib.import_module(name)

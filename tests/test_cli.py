@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import write_recipe
 from typer.testing import CliRunner, Result
 
 from flowrl.cli import app
@@ -136,6 +137,26 @@ def test_a_dry_run_prints_the_recipe_in_full_and_writes_nothing(tmp_path: Path) 
     assert resolved["rollout"]["group"] == 4
     assert "train: some.txt, 2 prompts" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["some.txt"]
+
+
+# ---- train
+
+
+def test_train_ends_with_a_summary_and_goes_on_only_as_it_began(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path / "own", run={"iterations": 2}))
+    result = run("train", recipe, "--output", "out", "--stop-after", "1")
+    assert result.exit_code == 0, result.output
+    assert "stopped after 1 of 2 iterations" in result.stdout
+    assert "--resume" in result.stdout
+    result = run("train", recipe, "--output", "out", "--resume", "optimizer.lr=1")
+    assert result.exit_code == 2
+    assert "optimizer.lr: 0.001 -> 1.0" in result.stderr
+    result = run("train", "out/recipe.yaml", "--output", "out", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "tiny: 2 iterations" in result.stdout
+    result = run("train", recipe, "--output", "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "out is in use" in result.stderr
 
 
 # ---- mistakes
