@@ -114,12 +114,12 @@ def _step(value: float, threshold: float, width: float) -> float:
 
 
 def _size(radius: float, size: str) -> float:
-    # The radii of shapes are 5.6, 8 and 13; the thresholds are about half way.
+    # The radii of shapes are 6, 8 and 13; the thresholds are about half way.
     if size == "small":
-        return _step(-radius, -6.8, 0.2)
+        return _step(-radius, -6.95, 0.2)
     if size == "large":
         return _step(radius, 10.3, 0.4)
-    return min(_step(radius, 6.8, 0.2), _step(-radius, -10.3, 0.4))
+    return min(_step(radius, 6.95, 0.2), _step(-radius, -10.3, 0.4))
 
 
 def _matches(seen: Seen, want: Mapping[str, Any]) -> list[float]:
@@ -190,7 +190,7 @@ def _inside(a: Seen, b: Seen) -> float:
 
 def _touching(a: Seen, b: Seen) -> float:
     gap = max(a.left - b.right, b.left - a.right, a.top - b.bottom, b.top - a.bottom)
-    return _step(-gap, -4.0, 0.7)
+    return _step(-gap, -5.0, 0.7)
 
 
 def _dot(first: Sequence[float], second: Sequence[float]) -> float:

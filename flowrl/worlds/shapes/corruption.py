@@ -140,6 +140,11 @@ def _recolour_all(scene: Scene, draw: Draw) -> Scene:
     return replace(scene, things=things)
 
 
+def _recolour_to(scene: Scene, draw: Draw, form: str, colour: str) -> Scene:
+    """A thing of this form gets this colour."""
+    return _with(scene, [thing.form for thing in scene.things].index(form), colour=colour)
+
+
 def _recolour_half(scene: Scene, draw: Draw) -> Scene:
     index = _any_thing(scene, draw)
     thing = scene.things[index]
@@ -286,4 +291,6 @@ def _edits(check: Mapping[str, Any]) -> tuple[Edit, ...]:
         return _RELATION_EDITS.get(check["is"], (_swap, _move))
     if check["kind"] == "absent":
         return (partial(_introduce, form=check.get("form"), colour=check.get("colour")),)
+    if check["kind"] == "every" and "not_colour" in check["is"]:
+        return (partial(_recolour_to, form=check["of"]["form"], colour=check["is"]["not_colour"]),)
     return _EDITS[check["kind"]]

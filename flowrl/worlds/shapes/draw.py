@@ -22,7 +22,7 @@ class Draw:
 
     def __init__(self, rng: random.Random, split: Split) -> None:
         self.random = rng.random
-        self._owes_held_out = split == "test"
+        self.owes_held_out = split == "test"
 
     def pick(self, options: Sequence[T]) -> T:
         """One of the options, each as likely as any other."""
@@ -50,10 +50,10 @@ class Draw:
 
     def colour(self, form: str, detail: str = "", avoid: Collection[str] = ()) -> str:
         """A colour for a form."""
-        if self._owes_held_out:
+        if self.owes_held_out:
             held_out = held_out_colour(form, detail)
             if held_out not in avoid:
-                self._owes_held_out = False
+                self.owes_held_out = False
                 return held_out
         allowed = trained_colours(form, detail)
         return self.pick([colour for colour in allowed if colour not in avoid] if avoid else allowed)

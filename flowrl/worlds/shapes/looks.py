@@ -139,8 +139,8 @@ def action_touching(draw: Draw) -> Item:
     half = {"circle": 1.0, "square": 0.9}
     reach = [half[thing.form] * thing.radius for thing in (first, second)]
     x, y = draw.near((32, 32), 8)
-    # A pixel of overlap, so that the jitter of places does not part them.
-    ends = (-reach[0] + 0.5, reach[1] - 0.5)
+    # The jitter of places parts them, or lets them overlap, by a pixel or so.
+    ends = (-reach[0] + 0.2, reach[1] - 0.2)
     places = [(x + end, y) for end in ends] if draw.chance(0.5) else [(x, y + end) for end in ends]
     things = put([first, second], places)
     verb = draw.pick(("touching", "leaning against", "in contact with"))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowrl.worlds.shapes.checks import MEMBERS, Pair, Picture, Seen
+from flowrl.worlds.shapes.checks import CLASSES, MEMBERS, Pair, Picture, Seen
 from flowrl.worlds.shapes.components import Components, components
 from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, render
 from flowrl.worlds.shapes.scene import BACKGROUNDS, COLOURS, RADIUS, Scene, Thing
@@ -23,11 +23,14 @@ Floats = NDArray[np.float64]
 CHUNK = 64  # images whose maps fit a core's cache
 
 _CHROMA = 0.13  # max - min of a pixel that has a colour; the palest paint has 0.31
+_RIM = 0.38  # share of the chroma beside it below which a pixel is a rim; beside paint, pastel has 0.47 and more
+_RIM_CLASS = len(CLASSES)
 _DARK, _LIGHT = 0.3, 0.76  # luminance between black, grey and white; they are painted 0.05, 0.55 and 0.97
 _PALE = 0.58  # saturation between paint (0.76 and more) and pastel (0.4 and less)
 _HUE_WIDTH = 0.03  # of a turn; neighbouring colours are 0.15 apart
 _AREA, _CORE = 30, 8  # pixels of the smallest thing, and of its inside: less is an edge or a speck
-_EXAMPLES = 16  # renders of each member at each size from which its silhouette is learnt
+_EXAMPLES = 12  # renders of each member at each size from which its silhouettes are learnt
+_BEND = 0.5  # pixels, standard deviation of the bending
 _TOUCH = 3  # pixels between the parts of a two-coloured thing
 
 
@@ -51,8 +54,8 @@ def look(images: NDArray[np.uint8]) -> Sight:
 
 
 class Maps(NamedTuple):
-    """Per pixel [b, 64, 64]: 6-bit colour code, class (an index into CLASSES), whether its neighbours share the class;
-    per image [b]: how clean it is."""
+    """Per pixel [b, 64, 64]: 6-bit colour code, class (an index into CLASSES; rims come after), whether its neighbours
+    share the class; per image [b]: how clean it is."""
 
     images: NDArray[np.uint8]
     code: NDArray[np.int32]
@@ -62,9 +65,10 @@ class Maps(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """By 6-bit colour code: the class, whether it is pale, and how far it is from every paint, 0..1."""
+    """By 6-bit colour code: the class, max - min, whether it is pale, and how far it is from every paint, 0..1."""
 
     classes: NDArray[np.uint8]
+    chroma: NDArray[np.float32]
     pale: NDArray[np.bool_]
     blot: NDArray[np.float32]
 
@@ -85,6 +89,7 @@ def _tables() -> _Tables:
         distance = np.minimum(distance, np.sqrt(((rgb - paint) ** 2).sum(axis=1)))
     return _Tables(
         classes.astype(np.uint8),
+        (high - low).astype(np.float32),
         (high - low) < _PALE * high,
         np.clip((distance - 0.08) / 0.12, 0, 1).astype(np.float32),
     )
@@ -106,6 +111,9 @@ def maps_of(images: NDArray[np.uint8]) -> Maps:
     bits = (images >> 2).astype(np.int32)
     code = bits[..., 0] << 12 | bits[..., 1] << 6 | bits[..., 2]
     classes = tables.classes[code]
+    # The rim of a thing, mixed with what is around it, belongs to neither.
+    chroma = tables.chroma[code]
+    classes[(chroma < _RIM * _strongest_neighbour(chroma)) & (classes < len(COLOURS))] = _RIM_CLASS
     inside = np.zeros(classes.shape, bool)
     middle = classes[:, 1:-1, 1:-1]
     inside[:, 1:-1, 1:-1] = (
@@ -117,6 +125,17 @@ def maps_of(images: NDArray[np.uint8]) -> Maps:
     blots = tables.blot[code].mean(axis=(1, 2)).astype(float)
     # The soft edges of a clean drawing are blots too: up to a tenth of its pixels.
     return Maps(images, code, classes, inside, 1 - np.clip((blots - 0.1) / 0.4, 0, 1))
+
+
+def _strongest_neighbour(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest value of each pixel's 3 x 3 square, in maps [B, H, W]."""
+    found = values.copy()
+    for axis in (1, 2):
+        before, after = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+        source = found.copy()
+        np.maximum(found[after], source[before], out=found[after])
+        np.maximum(found[before], source[after], out=found[before])
+    return found
 
 
 class _Paint(NamedTuple):
@@ -187,10 +206,10 @@ def _styles(hollow: Floats, paint: _Paint) -> Floats:
 
 def _backgrounds(classes: NDArray[np.uint8]) -> Floats:
     """The share of each background among the pixels without colour, [b, 3]."""
-    num_classes = len(COLOURS) + len(BACKGROUNDS)
+    num_classes = len(CLASSES) + 1  # and the rim
     index = classes.reshape(len(classes), -1) + np.arange(len(classes))[:, None] * num_classes
     counts = np.bincount(index.reshape(-1), minlength=len(classes) * num_classes).reshape(-1, num_classes)
-    plain = counts[:, len(COLOURS) :]
+    plain = counts[:, len(COLOURS) : len(CLASSES)]
     return plain / np.maximum(plain.sum(axis=1, keepdims=True), 1)
 
 
@@ -231,20 +250,23 @@ def _candidates(parts: Components, kept: NDArray[np.int64]) -> tuple[NDArray[np.
 
 @lru_cache
 def known_silhouettes() -> Silhouettes:
-    """The silhouettes of every member at every size, from crisp and blurred renders."""
+    """The silhouettes of every member at every size, crisp, and blurred and bent a little."""
     rng = np.random.default_rng(0)
-    cases = [
+    things = [
         (index, Thing(form, "blue", 32.0, 32.0, size, detail))
         for index, (form, detail) in enumerate(MEMBERS)
         for size in RADIUS[form]
     ]
-    case = np.repeat(np.arange(len(cases)), _EXAMPLES)
-    images = np.stack([render(Scene(BACKGROUNDS[k % 3], (cases[k][1],)), rng) for k in case])
-    images[1::2] = _blurred(images[1::2])
+    crisp = np.stack(
+        [render(Scene(BACKGROUNDS[k % 3], (thing,)), rng) for _, thing in things for k in range(_EXAMPLES)]
+    )
+    images = np.concatenate([crisp, _warped(_blurred(crisp), rng)])
+    case = np.repeat(np.arange(2 * len(things)), _EXAMPLES)
     parts = components(maps_of(images).classes, len(COLOURS))
     by_area = np.lexsort((parts.area, parts.image))
     largest = by_area[np.searchsorted(parts.image[by_area], np.arange(len(case)), side="right") - 1]
-    member, radius = np.array([index for index, _ in cases]), np.array([thing.radius for _, thing in cases])
+    member = np.array([index for index, _ in things] * 2)
+    radius = np.array([thing.radius for _, thing in things] * 2)
     return Silhouettes.learn(patches_of(parts, largest, largest), case, member, radius)
 
 
@@ -254,3 +276,15 @@ def _blurred(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     wide = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
     wide = wide[:, :, :-2] + 2 * wide[:, :, 1:-1] + wide[:, :, 2:]
     return ((wide + 8) // 16).astype(np.uint8)
+
+
+def _warped(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Each image [B, 64, 64, 3] with its pixels moved by a smooth random field."""
+    side = images.shape[1]
+    places = np.arange(side)
+    waves = np.stack([np.sin(2 * np.pi * k * places / side + phase) for k in (1, 2, 3) for phase in (0, np.pi / 2)])
+    fields = np.einsum("bcij,iy,jx->bcyx", rng.normal(size=(len(images), 2, len(waves), len(waves))), waves, waves)
+    fields *= _BEND / fields.std()
+    rows = np.clip(np.rint(places[:, None] + fields[:, 0]), 0, side - 1).astype(int)
+    columns = np.clip(np.rint(places + fields[:, 1]), 0, side - 1).astype(int)
+    return images[np.arange(len(images))[:, None, None], rows, columns]

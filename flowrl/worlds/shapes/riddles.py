@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flowrl.worlds.shapes.draw import Draw, default_detail, trained_colours
-from flowrl.worlds.shapes.scene import FLAGS, SHAPES, Item, Scene, Testpoint, Thing, is_held_out
+from flowrl.worlds.shapes.draw import Draw, default_detail, held_out_colour, trained_colours
+from flowrl.worlds.shapes.scene import COLOURS, FLAGS, SHAPES, Item, Scene, Testpoint, Thing, is_held_out
 from flowrl.worlds.shapes.words import (
     NUMBERS,
     a,
@@ -109,9 +109,8 @@ def world_background(draw: Draw) -> Item:
 
 def world_traffic_light(draw: Draw) -> Item:
     """Three equal shapes with the colours of a traffic light, one above the other."""
-    shape = draw.shape(forms=[form for form in SHAPES if form != "star"], avoid=("cyan", "blue", "purple"))
-    if not is_held_out(shape.form, "", shape.colour):
-        shape = draw.shape(forms=("circle", "star"))
+    forms = [form for form in SHAPES if (held_out_colour(form, "") in _TRAFFIC_LIGHT) == draw.owes_held_out]
+    shape = draw.shape(forms=forms, avoid=[colour for colour in COLOURS if colour not in _TRAFFIC_LIGHT])
     things = put([replace(shape, colour=colour) for colour in _TRAFFIC_LIGHT], draw.line(3, "column"))
     check = {"kind": "order", "axis": "y", "of": [{"colour": colour} for colour in _TRAFFIC_LIGHT]}
     words = draw.pick(("stacked like", "with the colours of", "in the order of"))

@@ -35,7 +35,7 @@ DETAILS: Mapping[str, tuple[str, ...]] = {
 FORMS = tuple(DETAILS)
 
 RADIUS: Mapping[str, Mapping[str, float]] = {
-    **{shape: {"small": 5.6, "medium": 8.0, "large": 13.0} for shape in SHAPES},
+    **{shape: {"small": 6.0, "medium": 8.0, "large": 13.0} for shape in SHAPES},
     "arrow": {"small": 9.0, "medium": 11.0, "large": 15.0},
     "person": {"small": 14.0, "medium": 17.0, "large": 22.0},
     "letter": {"small": 11.0, "medium": 13.0, "large": 18.0},

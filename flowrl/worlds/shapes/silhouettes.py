@@ -19,8 +19,8 @@ Ints = NDArray[np.int64]
 
 SIDE = 16  # samples along a silhouette
 
-_FIT, _FIT_WIDTH = 2.0, 0.1  # distance from the nearest known silhouette at which a thing has no known form
-_MARGIN = 0.15  # difference of distances that decides between two forms
+_FIT, _FIT_WIDTH = 1.7, 0.1  # distance from the nearest known silhouette at which a thing has no known form
+_MARGIN = 0.12  # difference of distances that decides between two forms
 _SHRINKAGE = 0.3  # of the covariance towards a multiple of the unit matrix
 
 
@@ -60,7 +60,7 @@ def patches_of(parts: Components, first: Ints, second: Ints) -> Patches:
     filled = _fill(mask)
     inside = filled.sum(axis=(1, 2))
     return Patches(
-        filled=filled.reshape(len(first), -1).astype(float),
+        filled=filled.reshape(len(first), SIDE * SIDE).astype(float),
         hollow=(np.maximum(filled - painted, 0).sum(axis=(1, 2)) / np.maximum(inside, 1e-6)).astype(float),
         area=inside * scale**2,
     )
