@@ -63,16 +63,16 @@ class Section(BaseModel):
 class GridSection(Section):
     """The noise levels of the rollout."""
 
-    num_steps: int = Field(ge=2)
+    num_steps: int = Field(ge=2, le=1000)
     shift: float = Field(gt=0)
 
 
 class RolloutSection(Section):
     """How much is sampled per iteration, and how it is packed."""
 
-    group: int = Field(ge=2)
+    group: int = Field(ge=2, le=1024)
     """Siblings per decision, G. One alone would have nobody to be compared with."""
-    prompts: int = Field(ge=1)
+    prompts: int = Field(ge=1, le=65536)
     """Prompts per iteration over all processes."""
     max_batch: int = Field(default=64, ge=1)
     """Latents per forward."""
@@ -128,7 +128,7 @@ class RunSection(Section):
 class EvaluationSection(Section):
     """The held-out evaluation before, after and, where asked for, during training."""
 
-    num_steps: int = Field(ge=1)
+    num_steps: int = Field(ge=1, le=1000)
     seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     """Prompts of data.test that are evaluated; null for all."""

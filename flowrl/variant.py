@@ -61,7 +61,7 @@ class Variant(BaseModel):
         if "kind" not in data:
             raise ValueError(f"{cls.__name__} needs a kind (known: {listing(members)})")
         kind = data["kind"]
-        if kind not in members:
+        if not isinstance(kind, str) or kind not in members:
             hint = did_you_mean(kind, members)
             raise ValueError(f"unknown {cls.__name__} kind {kind!r}{hint} (known: {listing(members)})")
         return members[kind].model_validate({k: v for k, v in data.items() if k != "kind"})  # type: ignore[return-value]

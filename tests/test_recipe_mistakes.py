@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,44 @@ def test_what_nothing_sets_is_required() -> None:
 )
 def test_a_mistake_in_an_override(override: str, said: str) -> None:
     assert said in message(overrides=[override])
+
+
+@pytest.mark.parametrize("value", ["null", "x", "-1", "[]", "{}", "{a: 1}", ".nan", "[null]", "{kind: [1]}", "9e99"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "schedule",
+        "schedule.kind",
+        "schedule.steps",
+        "continuation.strides",
+        "kernel.eta",
+        "advantage.clip",
+        "loss",
+        "train.split",
+        "model",
+        "model.source",
+        "model.height",
+        "model.lora",
+        "grid.num_steps",
+        "grid.shift",
+        "rollout.group",
+        "optimizer.betas",
+        "optimizer.ema",
+        "rewards",
+        "rewards.gold",
+        "rewards.gold.kind",
+        "data.train",
+        "run",
+        "run.iterations",
+        "run.trackers",
+        "evaluation.scorers",
+        "plugins",
+    ],
+)
+def test_a_value_of_any_shape_is_accepted_or_a_mistake(path: str, value: str) -> None:
+    """Nothing but UserError comes out, whatever goes in."""
+    with suppress(UserError):
+        load_recipe("g2rpo", overrides=[f"{path}={value}"])
 
 
 def test_names_that_lead_nowhere() -> None:
