@@ -128,38 +128,15 @@ def test_a_mistake_in_an_override(override: str, said: str) -> None:
     assert said in message(overrides=[override])
 
 
+PATHS = """
+    schedule schedule.kind schedule.steps continuation.strides kernel.eta advantage.clip loss train.split model
+    model.source model.height model.lora grid.num_steps grid.shift rollout.group optimizer.betas optimizer.ema
+    rewards rewards.gold rewards.gold.kind data.train run run.iterations run.trackers evaluation.scorers plugins
+""".split()  # noqa: SIM905
+
+
 @pytest.mark.parametrize("value", ["null", "x", "-1", "[]", "{}", "{a: 1}", ".nan", "[null]", "{kind: [1]}", "9e99"])
-@pytest.mark.parametrize(
-    "path",
-    [
-        "schedule",
-        "schedule.kind",
-        "schedule.steps",
-        "continuation.strides",
-        "kernel.eta",
-        "advantage.clip",
-        "loss",
-        "train.split",
-        "model",
-        "model.source",
-        "model.height",
-        "model.lora",
-        "grid.num_steps",
-        "grid.shift",
-        "rollout.group",
-        "optimizer.betas",
-        "optimizer.ema",
-        "rewards",
-        "rewards.gold",
-        "rewards.gold.kind",
-        "data.train",
-        "run",
-        "run.iterations",
-        "run.trackers",
-        "evaluation.scorers",
-        "plugins",
-    ],
-)
+@pytest.mark.parametrize("path", PATHS)
 def test_a_value_of_any_shape_is_accepted_or_a_mistake(path: str, value: str) -> None:
     """Nothing but UserError comes out, whatever goes in."""
     with suppress(UserError):
