@@ -41,26 +41,28 @@ def _linear() -> nn.Linear:
     return nn.Linear(4, 4)
 
 
-def _noisy_loss(model: nn.Module, stop_at: int | None = None) -> object:
-    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if step == stop_at:
-            raise KeyboardInterrupt
-        return {"loss": (model(torch.randn(8, 4, generator=generator)) ** 2).mean()}
-
-    return loss
+def _noise(generator: torch.Generator) -> dict[str, Tensor]:
+    return {"x": torch.randn(8, 4, generator=generator)}
 
 
 def test_a_killed_loop_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    whole = _linear()
-    _loop(whole, tmp_path / "a.pt").run(_noisy_loss(whole))  # type: ignore[arg-type]
+    def run(name: str, stop_at: int | None = None) -> Tensor:
+        model, calls = _linear(), 0
 
-    killed = _linear()
+        def loss(x: Tensor) -> dict[str, Tensor]:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise KeyboardInterrupt
+            return {"loss": (model(x) ** 2).mean()}
+
+        _loop(model, tmp_path / name).run(_noise, loss)
+        return model.weight.detach()
+
+    whole = run("whole.pt")
     with pytest.raises(KeyboardInterrupt):
-        _loop(killed, tmp_path / "b.pt").run(_noisy_loss(killed, stop_at=5))  # type: ignore[arg-type]
-    resumed = _linear()
-    _loop(resumed, tmp_path / "b.pt").run(_noisy_loss(resumed, stop_at=0))  # type: ignore[arg-type]
-
-    assert torch.equal(whole.weight, resumed.weight)
+        run("killed.pt", stop_at=6)
+    assert torch.equal(run("killed.pt"), whole)
 
 
 def test_learning_rate_rises_then_falls_to_two_percent() -> None:
