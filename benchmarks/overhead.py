@@ -1,6 +1,6 @@
 """How much of an iteration is spent outside the policy's forwards and backwards.
 
-    python benchmarks/overhead.py [RECIPE] [--iterations N] [KEY=VALUE ...]
+    python benchmarks/overhead.py [RECIPE] [--iterations N] [--set KEY=VALUE ...]
 
 Trains for a few iterations (the first is not counted) and prints seconds by phase: velocity of the rollout, forward
 and backward of training, decoding, scoring, and the rest (engine, noise, credit, optimiser, logging).
@@ -88,6 +88,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="g2rpo")
     parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    measure(arguments.recipe, arguments.iterations, arguments.overrides)
+    measure(arguments.recipe, arguments.iterations, arguments.set)

@@ -172,12 +172,12 @@ if __name__ == "__main__":
     runner.add_argument("--every", type=int, default=5)
     runner.add_argument("--seeds", type=int, default=3)
     runner.add_argument("--jobs", type=int, default=4)
-    runner.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    runner.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     reporter = commands.add_parser("report")
     reporter.add_argument("study", type=Path)
     reporter.add_argument("output", type=Path)
     chosen = parser.parse_args()
     if chosen.command == "run":
-        run(chosen.folder, chosen.iterations, chosen.every, chosen.seeds, chosen.jobs, chosen.overrides)
+        run(chosen.folder, chosen.iterations, chosen.every, chosen.seeds, chosen.jobs, chosen.set)
     else:
         report(chosen.study, chosen.output)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEXT_COMPONENTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-DECODE_PIXELS = 1 << 21
-"""Pixels that are decoded at once: 4 images of 720x720, 512 of 64x64."""
+DECODE_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 21}
+"""Pixels that are decoded at once: on a GPU 4 images of 720x720 or 512 of 64x64, on a CPU what its caches hold."""
 
 
 class Flux(PolicyConfig, kind="flux"):
@@ -174,7 +174,8 @@ class FluxPolicy:
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1, float32: unpacked, unscaled and unshifted by the VAE's config, decoded."""
-        chunk = max(1, DECODE_PIXELS // (self.shape.height * self.shape.width))
+        pixels = DECODE_PIXELS.get(self.device.type, DECODE_PIXELS["cuda"])
+        chunk = max(1, pixels // (self.shape.height * self.shape.width))
         return torch.cat([self._decode_chunk(rows) for rows in x.split(chunk)])
 
     def _decode_chunk(self, x: Tensor) -> Tensor:
@@ -279,7 +280,8 @@ class FluxPolicy:
 
         with quietly():
             vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
-        return vae.requires_grad_(False).to(self.device)
+        # Convolutions of few channels are twice as fast with the channels last (measured on CPU).
+        return vae.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
 
     def _frozen_dtype(self) -> torch.dtype:
         if self.config.dtype != "auto":
