@@ -11,7 +11,7 @@ import torch
 from tiny_flux import SIZE, TEXT_TOKENS, build_pipeline
 
 from flowrl.errors import UserError
-from flowrl.policies.flux import Flux, FluxPolicy
+from flowrl.policies.flux import DECODE_PIXELS, Flux, FluxPolicy
 from flowrl.protocols import PolicyConfig
 from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
@@ -101,7 +101,7 @@ def test_a_transformer_without_guidance_and_another_size(tmp_path: Path, cache: 
 
 def test_decode_equals_the_pipeline(folder: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, pipe = load(folder, cache), pipeline(folder)
-    monkeypatch.setattr("flowrl.policies.flux.DECODE_PIXELS", 2 * SIZE * SIZE)  # chunks of 2 and 1
+    monkeypatch.setitem(DECODE_PIXELS, "cpu", 2 * SIZE * SIZE)  # chunks of 2 and 1
     x = latents(policy)
     images = policy.decode(call(pipe, x, 3))
     assert images.shape == (3, 3, SIZE, SIZE)
