@@ -20,7 +20,8 @@ are asked the same questions:
     flag         the picture is the flag of ``country``
     all          every check of the list ``of`` holds
 
-Nothing holds of a picture in which nothing is seen.
+A thing is described by any of ``form``, ``detail`` (with its form), ``colour``, ``not_colour`` and ``size``. Nothing
+holds of a picture in which nothing is seen.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 from flowrl.worlds.shapes.draw import Draw, default_detail, trained_colours
 from flowrl.worlds.shapes.scene import (
@@ -25,6 +25,7 @@ from flowrl.worlds.shapes.scene import (
 )
 from flowrl.worlds.shapes.truth import Box, box_of, degrees
 
+T = TypeVar("T")
 Edit = Callable[[Scene, Draw], Scene]
 
 _TRIES = 200
@@ -106,9 +107,13 @@ def _with(scene: Scene, index: int, **changes: Any) -> Scene:
 
 
 def _any_thing(scene: Scene, draw: Draw) -> int:
-    if not scene.things:
+    return _one_of(draw, range(len(scene.things)))
+
+
+def _one_of(draw: Draw, options: Sequence[T]) -> T:
+    if not options:
         raise _NotApplicableError
-    return int(draw.random() * len(scene.things))
+    return draw.pick(options)
 
 
 def _close(scene: Scene) -> bool:
@@ -121,10 +126,7 @@ def _new_colour(scene: Scene, thing: Thing, draw: Draw) -> str:
     taken = {thing.colour, thing.second}
     if _close(scene):
         taken |= {other.colour for other in scene.things}
-    options = [colour for colour in trained_colours(thing.form, thing.detail) if colour not in taken]
-    if not options:
-        raise _NotApplicableError
-    return draw.pick(options)
+    return _one_of(draw, [colour for colour in trained_colours(thing.form, thing.detail) if colour not in taken])
 
 
 def _recolour(scene: Scene, draw: Draw) -> Scene:
@@ -135,14 +137,15 @@ def _recolour(scene: Scene, draw: Draw) -> Scene:
 def _recolour_all(scene: Scene, draw: Draw) -> Scene:
     """One colour becomes another, wherever it is."""
     old = scene.things[_any_thing(scene, draw)].colour
-    new = draw.pick([colour for colour in COLOURS if colour not in {thing.colour for thing in scene.things}])
+    new = _one_of(draw, [colour for colour in COLOURS if colour not in {thing.colour for thing in scene.things}])
     things = tuple(replace(thing, colour=new) if thing.colour == old else thing for thing in scene.things)
     return replace(scene, things=things)
 
 
 def _recolour_to(scene: Scene, draw: Draw, form: str, colour: str) -> Scene:
     """A thing of this form gets this colour."""
-    return _with(scene, [thing.form for thing in scene.things].index(form), colour=colour)
+    index = _one_of(draw, [k for k, thing in enumerate(scene.things) if thing.form == form])
+    return _with(scene, index, colour=colour)
 
 
 def _recolour_half(scene: Scene, draw: Draw) -> Scene:
@@ -167,7 +170,7 @@ def _shape_size(thing: Thing) -> str:
 def _reform_all(scene: Scene, draw: Draw) -> Scene:
     """One form becomes another, wherever it is."""
     old = scene.things[_any_thing(scene, draw)].form
-    new = draw.pick([form for form in SHAPES if form not in {thing.form for thing in scene.things}])
+    new = _one_of(draw, [form for form in SHAPES if form not in {thing.form for thing in scene.things}])
     things = tuple(
         replace(thing, form=new, detail=default_detail(new)) if thing.form == old else thing for thing in scene.things
     )
@@ -178,10 +181,9 @@ def _redetail(scene: Scene, draw: Draw) -> Scene:
     """Another pose, direction or letter."""
     index = _any_thing(scene, draw)
     thing = scene.things[index]
-    options = [detail for detail in DETAILS[thing.form] if detail != thing.detail]
-    if thing.second or not options:
+    if thing.second:  # its detail is a side, not a member of the form
         raise _NotApplicableError
-    return _with(scene, index, detail=draw.pick(options))
+    return _with(scene, index, detail=_one_of(draw, [name for name in DETAILS[thing.form] if name != thing.detail]))
 
 
 def _repose(scene: Scene, draw: Draw) -> Scene:

@@ -77,7 +77,7 @@ def _finish(draw: Draw, item: Item) -> Item:
     prompt, scene, testpoints = item
     if scene.flag or "flag" in prompt:
         return item
-    if not prompt.startswith(("from", "there", "the l", "a sign")):
+    if not prompt.startswith(("from left", "from top", "there is")):
         prompt = draw.pick(_OPENINGS) + prompt
     if draw.chance(0.3) and len(testpoints) < _MAX_TESTPOINTS and "background" not in prompt:
         prompt = f"{prompt}, on a {scene.background} background"

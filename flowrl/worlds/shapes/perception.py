@@ -1,6 +1,6 @@
 """Pixels -> pictures: what is seen in a batch of images, by colour classes, components and silhouettes.
 
-Nothing here knows the prompt. B images, N things of one colour, P pixels of a patch.
+Nothing here knows the prompt. B images (b of a chunk), N things of one colour.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def _palette_hues() -> Floats:
 
 
 def maps_of(images: NDArray[np.uint8]) -> Maps:
+    """What can be said of each pixel of images uint8 [b, 64, 64, 3] from itself and its neighbours."""
     tables = _tables()
     bits = (images >> 2).astype(np.int32)
     code = bits[..., 0] << 12 | bits[..., 1] << 6 | bits[..., 2]
