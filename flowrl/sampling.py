@@ -15,6 +15,7 @@ from flowrl.data import load_prompts
 from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.policies.flux import Flux
 from flowrl.policies.pipeline_folder import HUB_ID, digest, locate, read_json
+from flowrl.policies.quiet import quietly
 from flowrl.protocols import PolicyConfig
 from flowrl.recipe import load_model, load_recipe
 from flowrl.recipe_files import model_names
@@ -158,12 +159,14 @@ def load_pipeline(source: Source, device: torch.device) -> FluxPipeline:
     folder = locate(source.config.source)
     dtype = _dtype(source.config, folder, device)
     trained = source.weights is not None and (source.weights / "transformer").is_dir()
-    transformer = FluxTransformer2DModel.from_pretrained(
-        source.weights if trained else folder, subfolder="transformer", torch_dtype=dtype
-    )
-    pipeline = FluxPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=dtype, local_files_only=True)
-    if source.weights is not None and not trained:
-        pipeline.load_lora_weights(source.weights)
+    with quietly():
+        transformer = FluxTransformer2DModel.from_pretrained(
+            source.weights if trained else folder, subfolder="transformer", torch_dtype=dtype
+        )
+        parts = {"transformer": transformer, "torch_dtype": dtype, "local_files_only": True}
+        pipeline = FluxPipeline.from_pretrained(folder, **parts)
+        if source.weights is not None and not trained:
+            pipeline.load_lora_weights(source.weights)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
