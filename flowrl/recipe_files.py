@@ -61,8 +61,8 @@ class Merged:
     def add(self, values: Mapping[str, Any], origin: str) -> None:
         """Lay ``values`` over what is there.
 
-        Mappings merge key by key; anything else replaces. A mapping that names another ``kind`` replaces too, as the
-        keys of one kind mean nothing to another.
+        Mappings merge key by key and plugins add up; anything else replaces. A mapping that names another ``kind``
+        replaces too, as the keys of one kind mean nothing to another.
         """
         self._merge(self.values, values, (), origin)
 
@@ -77,6 +77,8 @@ class Merged:
                 keeps = isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind")
                 below[key] = dict(old) if keeps and isinstance(old, dict) else {}
                 self._merge(below[key], value, here, origin)
+            elif here == ("plugins",) and isinstance(old, list) and isinstance(value, list):
+                below[key] = [*old, *(name for name in value if name not in old)]  # each part needs its own
             else:
                 below[key] = value
 
