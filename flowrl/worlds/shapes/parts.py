@@ -23,14 +23,14 @@ class Sizes:
     image_size: int = 64
     text_length: int = 32
     latent_channels: int = 8
-    vae_channels: tuple[int, ...] = (16, 32, 32)  # one level per factor of 2, and one more
+    vae_channels: tuple[int, ...] = (12, 24, 32)  # one level per factor of 2, and one more
     text_width: int = 96
     text_layers: int = 2
     text_heads: int = 4
     heads: int = 4
     rope_axes: tuple[int, int, int] = (8, 12, 12)  # sums to the head's width: text, row, column
     double_blocks: int = 2
-    single_blocks: int = 4
+    single_blocks: int = 6
     shift: float = 3.0  # static, the one that training uses
 
     @property

@@ -26,7 +26,7 @@ def t5_tokenizer(words: Sequence[str], max_length: int) -> Any:
 
     pieces = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -4.0}
     pieces |= {f"▁{symbol}": -3.0 for symbol in SYMBOLS} | dict.fromkeys(SYMBOLS, -3.0)
-    pieces |= {f"▁{word}": -1.0 for word in sorted(set(words))}
+    pieces |= {f"▁{word}": -1.0 for word in words}
     return T5Tokenizer(vocab=list(pieces.items()), extra_ids=0, model_max_length=max_length)
 
 
@@ -45,7 +45,7 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Byte-pair merges learnt until each word is one token; replaying them, as encoding does, joins it again.
 
     >>> _merges(["an", "ant"])
-    [('a', 'n</w>'), ('a', 'n'), ('an', 't</w>')]
+    [('a', 'n'), ('a', 'n</w>'), ('an', 't</w>')]
     """
     split = [[*word[:-1], word[-1] + END] for word in words]
     merges = []

@@ -1,0 +1,194 @@
+"""Reproduces the embedded world's weights from a seed, in resumable stages:
+
+    data -> vae -> transformer -> package -> auditor -> measure
+
+A stage whose output belongs to the same settings, sources and earlier stages is skipped; a killed long stage goes on
+from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowrl import atomic
+from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.worlds.shapes import measure
+from flowrl.worlds.shapes.auditor import Auditor, train_auditor
+from flowrl.worlds.shapes.autoencoder import encode_all, train_vae
+from flowrl.worlds.shapes.dataset import make_dataset
+from flowrl.worlds.shapes.flow import train_flow
+from flowrl.worlds.shapes.model_card import model_card
+from flowrl.worlds.shapes.parts import build_pipeline, save_pipeline
+from flowrl.worlds.shapes.settings import Settings
+from flowrl.worlds.shapes.stages import Stage, digest, source_digest
+from flowrl.worlds.shapes.vocabulary import vocabulary
+
+SOURCES = (
+    "scene",
+    "forms",
+    "render",
+    "draw",
+    "words",
+    "looks",
+    "relations",
+    "riddles",
+    "grammar",
+    "corruption",
+    "truth",
+)
+"""The modules that the data depend on."""
+STAGES = ("data", "vae", "transformer", "package", "auditor", "measure")
+
+
+def build(
+    output: Path,
+    *,
+    stages: Sequence[str] = STAGES,
+    settings: Settings | None = None,
+    device: str | torch.device | None = None,
+    minutes: float | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Runs the stages, in order, in ``output``; the pipeline is then in ``output/pipeline``.
+
+    ``minutes`` bounds the training of each stage that trains. Returns each stage's record. Raises UserError for an
+    unknown stage or one whose earlier stages have not been run.
+    """
+    if unknown := next((stage for stage in stages if stage not in STAGES), None):
+        raise UserError(f"--stage {unknown}: allowed are {listing(STAGES)}{did_you_mean(unknown, STAGES)}")
+    builder = Builder(output, settings or Settings(), device=device, minutes=minutes, log=log)
+    records = {}
+    for name in STAGES:
+        if name in stages:
+            records[name] = builder.run(name)
+    return records
+
+
+class Builder:
+    """The stages over one output folder."""
+
+    def __init__(
+        self,
+        output: Path,
+        settings: Settings,
+        *,
+        device: str | torch.device | None = None,
+        minutes: float | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self.output, self.settings, self.log = output, settings, log
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._limits: Any = {"time_limit": None if minutes is None else 60 * minutes, "log": log}
+        values = asdict(settings)
+        own = {
+            "data": ("seed", "num_scenes", "wrong"),
+            "vae": ("sizes", "vae_steps", "vae_batch", "vae_lr", "kl_weight", "warmup", "ema"),
+            "transformer": ("sizes", "steps", "batch", "lr", "warmup", "ema", "shift", "guidance"),
+            "package": (),
+            "auditor": ("auditor_steps", "auditor_batch", "lr", "warmup", "ema"),
+            "measure": ("num_prompts", "num_audited"),
+        }
+        needs = {"data": (), "vae": ("data",), "transformer": ("data", "vae"), "package": ("transformer",)}
+        needs |= {"auditor": ("data", "vae"), "measure": ("package", "auditor")}
+        self.needs: dict[str, tuple[str, ...]] = needs
+        here = Path(__file__).parent
+        sources = [here / f"{name}.py" for name in SOURCES]
+        self.stages: dict[str, Stage] = {}
+        for name in STAGES:
+            upstream = [self.stages[need].digest for need in needs[name]]
+            about = {key: values[key] for key in own[name]}
+            drawn = source_digest(sources) if name == "data" else ""
+            self.stages[name] = Stage(output / name, digest(name, about, upstream, drawn), log)
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Runs one stage unless it is done; returns its record."""
+        stage = self.stages[name]
+        if stage.done():
+            self.log(f"{name}: done before")
+            return stage.result()
+        for need in self.needs[name]:
+            if not self.stages[need].done():
+                raise UserError(f"{self.output}: stage {name} needs {need}, which is not there for these settings")
+        self.log(f"{name}: runs on {self.device}")
+        with stage.running() as record:
+            getattr(self, f"_{name}")(stage, record)
+        return stage.result()
+
+    def _data(self, stage: Stage, record: dict[str, Any]) -> None:
+        make_dataset(stage.folder, self.settings)
+        record["num_scenes"] = self.settings.num_scenes
+
+    def _vae(self, stage: Stage, record: dict[str, Any]) -> None:
+        vae, losses = train_vae(self.images, self.settings, self.device, stage.checkpoint, **self._limits)
+        vae.save_pretrained(stage.folder / "model")
+        record.update(losses, shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor)
+
+    def _transformer(self, stage: Stage, record: dict[str, Any]) -> None:
+        pipeline = build_pipeline(self.settings.sizes, vocabulary(), seed=self.settings.seed)
+        pipeline.vae = self.vae()
+        latents = encode_all(pipeline.vae, self.images, self.device)
+        captions = json.loads((self.stages["data"].folder / "captions.json").read_text(encoding="utf-8"))
+        record["losses"] = train_flow(
+            pipeline,
+            latents,
+            captions,
+            self.settings,
+            self.device,
+            stage.checkpoint,
+            **self._limits,
+        )
+        record["hardware"] = hardware(self.device)
+        with atomic.new_folder(stage.folder / "pipeline") as temporary:
+            save_pipeline(pipeline, temporary)
+
+    def _package(self, stage: Stage, record: dict[str, Any]) -> None:
+        source = self.stages["transformer"].folder / "pipeline"
+        with atomic.new_folder(self.output / "pipeline") as temporary:
+            for file in sorted(source.rglob("*")):
+                if file.is_file():
+                    target = temporary / file.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
+        weights = list((self.output / "pipeline").rglob("*.safetensors"))
+        record["megabytes"] = round(sum(file.stat().st_size for file in weights) / 1e6, 2)
+
+    def _auditor(self, stage: Stage, record: dict[str, Any]) -> None:
+        labels = dict(np.load(self.stages["data"].folder / "labels.npz"))
+        auditor, losses = train_auditor(
+            self.images, labels, self.vae(), self.settings, self.device, stage.checkpoint, **self._limits
+        )
+        torch.save(auditor.state_dict(), stage.folder / "auditor.pt")
+        record["losses"] = losses
+
+    def _measure(self, stage: Stage, record: dict[str, Any]) -> None:
+        auditor = Auditor().to(self.device).eval()
+        weights = torch.load(self.stages["auditor"].folder / "auditor.pt", map_location=self.device, weights_only=True)
+        auditor.load_state_dict(weights)
+        record.update(measure.measure(self.output / "pipeline", auditor, self.settings, self.device, stage.folder))
+        records = {name: self.stages[name].result() for name in STAGES[:-1]} | {"measure": record}
+        atomic.write_text(self.output / "MODEL_CARD.md", model_card(records, self.settings))
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        images: np.ndarray = np.load(self.stages["data"].folder / "images.npy", mmap_mode="c")
+        return images
+
+    def vae(self) -> Any:
+        """The trained VAE in fp32, on the device."""
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(self.stages["vae"].folder / "model")
+        return vae.to(self.device).eval().requires_grad_(False)
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,63 @@
+"""Every number that the build of the embedded world depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from flowrl.worlds.shapes.parts import Sizes
+from flowrl.worlds.shapes.scene import PRIMARY_DIMENSIONS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a build; the defaults made the weights in the package, on one GPU.
+
+    ``wrong`` is the rate, per dimension of the prompts, at which a training picture breaks a testpoint of its caption:
+    it leaves the base model the headroom that reinforcement learning closes.
+    """
+
+    sizes: Sizes = field(default_factory=Sizes)
+    seed: int = 0
+    num_scenes: int = 200_000
+
+    vae_steps: int = 6000
+    vae_batch: int = 128
+    vae_lr: float = 2e-3
+    kl_weight: float = 4e-3  # of the mean KL per latent number, against the mean error per pixel number
+
+    steps: int = 40_000
+    batch: int = 256
+    lr: float = 1e-3
+    warmup: int = 200
+    ema: float = 0.999
+    shift: float = 2.0  # of the training's noise levels: lower than the sampler's, since fine edges are hard
+    guidance: tuple[float, float] = (1.0, 6.0)  # drawn evenly: the embedding is conditioned on, it steers nothing
+    wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.25))
+    compile: bool = True  # the transformer's blocks, on CUDA
+
+    auditor_steps: int = 3000
+    auditor_batch: int = 256
+
+    checkpoint_every: int = 1000
+    num_prompts: int = 400  # of the held-out split, for the gold score
+    num_audited: int = 2000  # samples on which judge and auditor are compared
+
+    def quick(self) -> Settings:
+        """A build of minutes on a CPU that draws nothing worth looking at: for tests of the stages."""
+        sizes = replace(self.sizes, double_blocks=1, single_blocks=1, text_layers=1)
+        return replace(
+            self,
+            sizes=sizes,
+            num_scenes=256,
+            vae_steps=6,
+            vae_batch=16,
+            steps=6,
+            batch=16,
+            warmup=2,
+            auditor_steps=6,
+            auditor_batch=16,
+            checkpoint_every=3,
+            num_prompts=6,
+            num_audited=12,
+        )
