@@ -163,7 +163,7 @@ def program(*argv: str) -> Result:
 
 
 @pytest.mark.parametrize("page", ["README.md", *ALGORITHMS])
-def test_costs_are_the_programs(page: str) -> None:
+def test_costs_are_the_programs(page: str, examples: Path) -> None:
     """Tables headed ``flowrl plan`` and blocks that show its output."""
     num_rows = 0
     for table in re.findall(r"^\| `flowrl plan` \|.*\n\|[-|]+\n(?:\|.*\n)+", text_of(page), re.M):
