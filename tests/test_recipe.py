@@ -11,7 +11,6 @@ import yaml
 from flowrl.errors import UserError
 from flowrl.recipe import Recipe, differences, load_model, load_recipe
 from flowrl.recipe_files import model_names, shipped_folder, shipped_recipes
-from flowrl.worlds.shapes.parts import Sizes
 
 RECIPES = [name for name, _ in shipped_recipes()]
 MODELS = model_names()
@@ -62,7 +61,7 @@ def test_every_value_of_a_shipped_recipe_stands_on_one_screen() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_clip_range_follows_the_latent(name: str) -> None:
-    dims = Sizes().latent_size ** 2 * Sizes().latent_channels
+    dims = math.prod(load_recipe(name).model.shape().latent_shape)
     assert load_recipe(name).loss.clip == pytest.approx(1e-4 * math.sqrt(PAPER_DIMS / dims), rel=1e-3)
     assert load_recipe(name, model="flux1_dev").loss.clip == 1e-4
 
