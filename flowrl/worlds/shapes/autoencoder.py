@@ -63,7 +63,8 @@ def train_vae(
         checkpoint_every=settings.checkpoint_every,
         log=log,
     )
-    history = loop.run(batch, loss, time_limit=time_limit)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        history = loop.run(batch, loss, time_limit=time_limit)
     vae.eval().requires_grad_(False)
     latents = encode_all(vae, images[:20_000], device).float()
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
