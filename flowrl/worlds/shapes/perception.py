@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from flowrl.worlds.shapes.checks import CLASSES, MEMBERS, Pair, Picture, Seen
 from flowrl.worlds.shapes.components import Components, components
-from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, render
-from flowrl.worlds.shapes.scene import BACKGROUNDS, COLOURS, RADIUS, Scene, Thing
+from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, STRIPE_SHADE, render
+from flowrl.worlds.shapes.scene import BACKGROUNDS, CANVAS, COLOURS, RADIUS, Scene, Thing
 from flowrl.worlds.shapes.silhouettes import Silhouettes, patches_of, preference, step
 
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ _CHROMA = 0.13  # max - min of a pixel that has a colour; the palest paint has 0
 _RIM = 0.38  # share of the chroma beside it below which a pixel is a rim; beside paint, pastel has 0.47 and more
 _RIM_CLASS = len(CLASSES)
 _DARK, _LIGHT = 0.3, 0.76  # luminance between black, grey and white; they are painted 0.05, 0.55 and 0.97
-_PALE = 0.58  # saturation between paint (0.76 and more) and pastel (0.4 and less)
+_PALE = 0.57  # saturation between paint (0.76 and more) and pastel (0.4 and less)
 _HUE_WIDTH = 0.03  # of a turn; neighbouring colours are 0.15 apart
 _AREA, _CORE = 30, 8  # pixels of the smallest thing, and of its inside: less is an edge or a speck
 _EXAMPLES = 12  # renders of each member at each size from which its silhouettes are learnt
@@ -65,11 +65,10 @@ class Maps(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """By 6-bit colour code: the class, max - min, whether it is pale, and how far it is from every paint, 0..1."""
+    """By 6-bit colour code: the class, max - min, and how far it is from every paint, 0..1."""
 
     classes: NDArray[np.uint8]
     chroma: NDArray[np.float32]
-    pale: NDArray[np.bool_]
     blot: NDArray[np.float32]
 
 
@@ -83,14 +82,15 @@ def _tables() -> _Tables:
     turn = _hue(rgb)[:, None] - _palette_hues()
     nearest = np.abs(turn - np.round(turn)).argmin(axis=1)
     classes = np.where(high - low >= _CHROMA, nearest, len(COLOURS) + shade)
-    paints = np.array([*COLOUR_RGB.values(), *PASTEL_RGB.values(), *BACKGROUND_RGB.values()]) / 255
+    full = np.array([*COLOUR_RGB.values()]) / 255
+    plain = np.array([*PASTEL_RGB.values(), *BACKGROUND_RGB.values()]) / 255
+    paints = np.concatenate([full, STRIPE_SHADE * full, plain])
     distance = np.full(len(rgb), np.inf)
     for paint in paints:
         distance = np.minimum(distance, np.sqrt(((rgb - paint) ** 2).sum(axis=1)))
     return _Tables(
         classes.astype(np.uint8),
         (high - low).astype(np.float32),
-        (high - low) < _PALE * high,
         np.clip((distance - 0.08) / 0.12, 0, 1).astype(np.float32),
     )
 
@@ -140,12 +140,12 @@ def _strongest_neighbour(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class _Paint(NamedTuple):
-    """How the insides of components are painted, [N, 6] and [N]: colour degrees, share of pale pixels, stripes (1 where
-    the paint changes every four pixels)."""
+    """How the insides of components are painted: colour degrees [N, 6], saturation [N], and by how much of its mean the
+    chroma changes from row to row [N]."""
 
     colours: Floats
-    pale: Floats
-    stripes: Floats
+    saturation: Floats
+    change: Floats
 
 
 def _pictures(maps: Maps, silhouettes: Silhouettes) -> list[Picture]:
@@ -184,24 +184,31 @@ def _paint(maps: Maps, labels: NDArray[np.int32], kept: NDArray[np.int64], numbe
     mean = np.stack([np.bincount(owner, rgb[:, k], number)[kept] / core for k in range(3)], axis=1) / 255
     turn = _hue(mean)[:, None] - _palette_hues()
     away = np.abs(turn - np.round(turn))
-    colours = preference(away, _HUE_WIDTH)
-    pale = _tables().pale[maps.code] & inside
-    changes = (pale[:, 1:] != pale[:, :-1]) & inside[:, 1:] & inside[:, :-1]
     return _Paint(
-        colours=colours,
-        pale=np.bincount(labels[pale], minlength=number)[kept] / core,
-        stripes=4 * np.bincount(labels[:, 1:][changes], minlength=number)[kept] / core,
+        colours=preference(away, _HUE_WIDTH),
+        saturation=1 - mean.min(axis=1, initial=1) / np.maximum(mean.max(axis=1, initial=0), 1e-6),
+        change=_change(_tables().chroma[maps.code[inside]], owner, np.nonzero(inside)[1], number)[kept],
     )
+
+
+def _change(chroma: NDArray[np.float32], owner: NDArray[np.int32], row: NDArray[np.int64], number: int) -> Floats:
+    """The mean step of the rows' mean chroma, wide rows counting more, over the mean chroma, of each of ``number``
+    components; one value per inside pixel."""
+    index = owner * CANVAS + row
+    pixels = np.bincount(index, minlength=number * CANVAS).reshape(number, CANVAS)
+    mean = np.bincount(index, chroma, number * CANVAS).reshape(number, CANVAS) / np.maximum(pixels, 1)
+    weight = np.minimum(pixels[:, 1:], pixels[:, :-1])
+    level = (mean * pixels).sum(axis=1) / np.maximum(pixels.sum(axis=1), 1)
+    steps = (np.abs(np.diff(mean, axis=1)) * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+    return steps / np.maximum(level, 1e-6)
 
 
 def _styles(hollow: Floats, paint: _Paint) -> Floats:
     """Degrees per style [N, 4], in the order of STYLES."""
     outline = step(hollow, 0.09, 0.01)
-    # Pale edges of a blurred thing change the paint too, but they are few.
-    mixed = np.minimum(paint.pale, 1 - paint.pale)
-    striped = (1 - outline) * step(paint.stripes, 0.3, 0.05) * step(mixed, 0.25, 0.02)
+    striped = (1 - outline) * step(paint.change, 0.075, 0.005)
     rest = (1 - outline) * (1 - striped)
-    pale = step(paint.pale, 0.5, 0.07)
+    pale = step(-paint.saturation, -_PALE, 0.03)
     return np.stack([rest * (1 - pale), outline, striped, rest * pale], axis=1)
 
 

@@ -62,7 +62,7 @@ def relation_place(draw: Draw) -> Item:
 def relation_inside(draw: Draw) -> Item:
     """A small shape inside a large one."""
     outer = draw.shape("large", forms=("circle", "square"))
-    inner = draw.shape("small", avoid=(outer.colour,))
+    inner = draw.shape("small", forms=("circle", "square", "triangle"), avoid=(outer.colour,))
     x, y = draw.near((32, 32), 9)
     inner, outer = put([inner, outer], [draw.near((x, y), 0.5), (x, y)])
     inside = related("Relationship - Inclusion", inner, "inside", outer, f"{inner.form} inside the {outer.form}")

@@ -29,7 +29,8 @@ PASTEL_RGB = {
 BACKGROUND_RGB = {"white": (247, 247, 247), "grey": (140, 140, 140), "black": (14, 14, 14)}
 
 OUTLINE_WIDTH = 3.0
-STRIPE_PERIOD = 8.0
+STRIPE_PERIOD = 10.0
+STRIPE_SHADE = 0.5  # of the colour, every other stripe
 
 SHIFT_JITTER = 1.0  # pixels, the whole scene
 PLACE_JITTER = 0.5  # pixels, each thing
@@ -90,16 +91,15 @@ def _window(centre: float, radius: float) -> tuple[int, int]:
 
 def _paint(thing: Thing, style: str, x: Array, y: Array, rng: np.random.Generator) -> Array:
     """Colour of each pixel of a thing, [h, w, 3] or [3]; ``x`` and ``y`` are relative to its centre."""
-    full, pale = _shade(COLOUR_RGB[thing.colour], rng), _shade(PASTEL_RGB[thing.colour], rng)
-    if style == "pastel":
-        full = pale
-    elif style == "striped":
+    palette = PASTEL_RGB if style == "pastel" else COLOUR_RGB
+    paint = _shade(palette[thing.colour], rng)
+    if style == "striped":
         phase = rng.uniform(0, STRIPE_PERIOD)
-        return _mix(full, pale, np.abs((y + phase) % STRIPE_PERIOD - STRIPE_PERIOD / 2) - STRIPE_PERIOD / 4)
+        edge = np.abs((y + phase) % STRIPE_PERIOD - STRIPE_PERIOD / 2) - STRIPE_PERIOD / 4
+        return _mix(paint, STRIPE_SHADE * paint, edge)
     if thing.second:
-        other = _shade((PASTEL_RGB if style == "pastel" else COLOUR_RGB)[thing.second], rng)
-        return _mix(full, other, x if thing.detail == "left" else y)
-    return full
+        return _mix(paint, _shade(palette[thing.second], rng), x if thing.detail == "left" else y)
+    return paint
 
 
 def _mix(first: Array, second: Array, edge: Array) -> Array:
