@@ -91,7 +91,7 @@ class Builder:
         own = {
             "data": ("seed", "num_scenes", "wrong"),
             "vae": ("sizes", "vae_steps", "vae_batch", "vae_lr", "kl_weight", "warmup", "ema"),
-            "transformer": ("sizes", "steps", "batch", "lr", "warmup", "ema", "shift", "guidance"),
+            "transformer": ("sizes", "steps", "batch", "lr", "warmup", "ema", "shift", "even", "guidance"),
             "package": (),
             "auditor": ("auditor_steps", "auditor_batch", "lr", "warmup", "ema"),
             "measure": ("num_prompts", "num_audited"),

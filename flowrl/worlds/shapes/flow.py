@@ -85,7 +85,7 @@ def train_flow(
     """Trains the pipeline's transformer and text encoders in place; returns the losses.
 
     ``latents`` [N, C, h, w] before shift and scale. Loss: |v - (noise - x0)|^2 at x = (1 - sigma) x0 + sigma noise,
-    with u logit-normal and sigma = shift u / (1 + (shift - 1) u) (Esser et al. 2024, section 3.1 and Eq. 23).
+    with u logit-normal or even and sigma = shift u / (1 + (shift - 1) u) (Esser et al. 2024, section 3.1 and Eq. 23).
     """
     sizes, config = settings.sizes, pipeline.vae.config
     # cuDNN's attention fails in the bf16 backward on some releases; the other kernels are as fast at this size.
@@ -100,7 +100,9 @@ def train_flow(
     def batch(generator: torch.Generator) -> dict[str, Tensor]:
         count = settings.batch
         rows = torch.randint(len(data), (count,), device=device, generator=generator)
-        u = torch.randn(count, device=device, generator=generator).sigmoid()
+        normal = torch.randn(count, device=device, generator=generator).sigmoid()
+        even = torch.rand(count, device=device, generator=generator)
+        u = torch.where(torch.rand(count, device=device, generator=generator) < settings.even, even, normal)
         return {
             "x0": data[rows].float(),
             "noise": torch.randn((count, *data.shape[1:]), device=device, generator=generator),

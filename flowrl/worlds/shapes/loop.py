@@ -76,7 +76,7 @@ class Loop:
             generator.manual_seed(derive_seed(self.seed, self.name, step))
             inputs = batch(generator)
             if step == start and self.capture:
-                gradients = self._captured(loss, inputs)
+                gradients = self._captured_if_possible(loss, inputs)
             terms = gradients(inputs)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(step, peak=self.lr, warmup=self.warmup, steps=self.steps)
@@ -106,6 +106,13 @@ class Loop:
             return terms
 
         return gradients
+
+    def _captured_if_possible(self, loss: Loss, inputs: Tensors) -> Callable[[Tensors], Tensors]:
+        try:
+            return self._captured(loss, inputs)
+        except RuntimeError as error:
+            self.log(f"{self.name}: no CUDA graph, every step is eager: {error}")
+            return self._eager(loss)
 
     def _captured(self, loss: Loss, inputs: Tensors) -> Callable[[Tensors], Tensors]:
         """Forward and backward as one CUDA graph: networks this small spend an eager step launching kernels."""

@@ -27,11 +27,12 @@ class Settings:
     kl_weight: float = 4e-3  # of the mean KL per latent number, against the mean error per pixel number
 
     steps: int = 40_000
-    batch: int = 256
+    batch: int = 512
     lr: float = 1e-3
     warmup: int = 200
     ema: float = 0.999
     shift: float = 2.0  # of the training's noise levels: lower than the sampler's, since fine edges are hard
+    even: float = 0.5  # share of noise levels drawn evenly before the shift; the others are logit-normal
     guidance: tuple[float, float] = (1.0, 6.0)  # drawn evenly: the embedding is conditioned on, it steers nothing
     wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.25))
     compile: bool = True  # the transformer's blocks, on CUDA
