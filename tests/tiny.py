@@ -5,6 +5,7 @@ As a plugin of recipes (``plugins: [tiny]``) it is the kinds ``tiny`` of policie
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 
 import torch
@@ -75,22 +76,23 @@ class Tiny(PolicyConfig, kind="tiny"):
 class TinyReward(ScorerConfig, kind="tiny"):
     channel: int = 0
     broken_at: tuple[int, ...] = ()
+    seconds: float = 0.0
 
     def load(self, device):
-        scorer = TinyScorer(self.channel)
-        if not self.broken_at:
-            return scorer
-        return BrokenScorer(self.channel, self.broken_at)
+        if not self.broken_at and not self.seconds:
+            return TinyScorer(self.channel)
+        return BrokenScorer(self.channel, self.broken_at, self.seconds)
 
 
 class BrokenScorer(TinyScorer):
-    """Answers NaN for prompts of the given indices."""
+    """Answers NaN for prompts of the given indices, and takes its time."""
 
-    def __init__(self, channel, broken_at):
+    def __init__(self, channel, broken_at, seconds):
         super().__init__(channel)
-        self.broken_at = broken_at
+        self.broken_at, self.seconds = broken_at, seconds
 
     def score(self, images, prompts):
+        time.sleep(self.seconds)
         values, _, parts = super().score(images, prompts)
         broken = torch.tensor([p.index in self.broken_at for p in prompts])
         return Scores(values.where(~broken, torch.nan), ~broken, parts)

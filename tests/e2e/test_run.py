@@ -170,6 +170,31 @@ def test_a_signal_finishes_the_iteration_saves_and_says_how_to_go_on(tmp_path):
     assert f"iteration {done} is kept" in printed
 
 
+@pytest.mark.parametrize("arguments", [(), ("--grace", "0.5")], ids=["second signal", "grace"])
+def test_an_iteration_is_dropped_and_those_before_it_are_kept(tmp_path, arguments):
+    """Each iteration takes about two seconds, and only every 1000th would be saved by itself."""
+    slow = {"a": {"kind": "tiny", "seconds": 0.2}}
+    recipe = write_recipe(tmp_path, rewards=slow, run={"iterations": 50, "checkpoint_every": 1000})
+    process = start(recipe, tmp_path / "out", *arguments)
+    wait_for_iteration(process, tmp_path / "out", 1)
+    time.sleep(0.7)  # now the second iteration is in flight
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    if not arguments:
+        process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGINT, printed
+    assert "dropping the iteration" in printed
+    assert "iteration 1 is kept" in printed
+    (rows,) = [[row["iteration"] for row in read_rows(tmp_path / "out") if "reward" in row]]
+    assert rows == [1]
+    whole = run(recipe, tmp_path / "whole", stop_after=2)
+    resumed = run(recipe, tmp_path / "out", resume=True, stop_after=2)
+    assert whole.iteration == resumed.iteration == 2
+    a, b = final_parameters(tmp_path / "whole"), final_parameters(tmp_path / "out")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_two_processes_are_one(tmp_path):
     """The same updates with the same global batch: 4 prompts on 1 process, 2 + 2 on two, 3 + padding on odd counts."""
     for prompts in (4, 3):
