@@ -65,7 +65,8 @@ def relation_inside(draw: Draw) -> Item:
     inner = draw.shape("small", forms=("circle", "square", "triangle"), avoid=(outer.colour,))
     x, y = draw.near((32, 32), 9)
     inner, outer = put([inner, outer], [draw.near((x, y), 0.5), (x, y)])
-    inside = related("Relationship - Inclusion", inner, "inside", outer, f"{inner.form} inside the {outer.form}")
+    check = {"kind": "relation", "a": {"colour": inner.colour}, "b": {"colour": outer.colour}, "is": "inside"}
+    inside = Testpoint("Relationship - Inclusion", f"{inner.form} inside the {outer.form}", check)
     words = draw.pick(("inside", "within", "in the middle of"))
     prompt = f"{coloured(inner)} {words} {coloured(outer)}"
     return Item(prompt, scene_of(draw, outer, inner), (inside, looks(inner), looks(outer)))
