@@ -87,13 +87,7 @@ def _held_out(scene: Scene) -> set[tuple[str, str]]:
 
 
 def _are_apart(a: Box, b: Box) -> bool:
-    gap = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
-    inside = max(_margin(a, b), _margin(b, a))
-    return max(gap, inside) >= _GAP
-
-
-def _margin(inner: Box, outer: Box) -> float:
-    return min(inner[0] - outer[0], inner[1] - outer[1], outer[2] - inner[2], outer[3] - inner[3])
+    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= _GAP
 
 
 class _NotApplicableError(Exception):
@@ -118,8 +112,7 @@ def _one_of(draw: Draw, options: Sequence[T]) -> T:
 
 def _close(scene: Scene) -> bool:
     """Whether some things touch or contain each other, so that equal colours would melt into one."""
-    boxes = [box_of(thing) for thing in scene.things]
-    return any(max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) < _GAP for a, b in combinations(boxes, 2))
+    return not all(_are_apart(a, b) for a, b in combinations([box_of(thing) for thing in scene.things], 2))
 
 
 def _new_colour(scene: Scene, thing: Thing, draw: Draw) -> str:
