@@ -139,7 +139,7 @@ def train(
     summary = train_by(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
     if is_first_rank():
         typer.echo("\n".join(describe(summary)))
-    if summary.signal is not None and not summary.finished:
+    if summary.signal is not None and summary.resume is not None:
         raise typer.Exit(128 + summary.signal)
 
 

@@ -23,10 +23,10 @@ class DropIteration(BaseException):
 class Interrupt:
     """Ctrl-C and SIGTERM as a request that the training loop answers after the iteration in flight.
 
-    The first signal sets ``requested``. A second one, or ``grace`` seconds after the first, raises DropIteration in
-    the main thread, except inside ``shielded()``: an update or a save that has begun is finished. Handlers and the
-    timer are restored on leaving. Outside the main thread, where Python has no signal handlers, only ``request()`` sets
-    ``requested``.
+    The first signal sets ``requested``. A second one, or ``grace`` seconds after the first, sets ``dropping`` and,
+    inside ``droppable()``, raises DropIteration in the main thread; elsewhere what has begun (an update, a save, a
+    collective) is finished. Handlers and the timer are restored on leaving. Outside the main thread, where Python has
+    no signal handlers, only ``request()`` sets ``requested``.
 
     >>> with Interrupt(grace=30.0) as interrupt:
     ...     while not interrupt.requested:
@@ -39,10 +39,11 @@ class Interrupt:
             raise ValueError(f"grace must be 0 seconds or more, got {grace}")
         self.grace = grace
         self.requested = False
+        self.dropping = False
         self.signal: signal.Signals | None = None
         """The first signal that arrived, for the exit code."""
         self._say = say or _to_standard_error
-        self._shields = 0
+        self._droppable = self._at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -67,13 +68,18 @@ class Interrupt:
         self.requested = True
 
     @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Inside, signals are noted but do not raise: for updates and saves, which are of no use half done."""
-        self._shields += 1
+    def droppable(self, *, at_once: bool = False) -> Iterator[None]:
+        """Inside, DropIteration may be raised: for work of which nothing remains if it ends half way.
+
+        ``at_once``: by the first signal, where there is no iteration in flight to finish.
+        """
         try:
+            self._droppable, self._at_once = True, at_once
+            if self.dropping or (at_once and self.requested):
+                raise DropIteration("a stop was asked for before this began")
             yield
         finally:
-            self._shields -= 1
+            self._droppable = self._at_once = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -81,7 +87,7 @@ class Interrupt:
             return
         self.signal = signal.Signals(number)
         self.requested = True
-        if self.grace == 0:
+        if self.grace == 0 or self._at_once:
             self._drop(self.signal.name)
             return
         limit = "" if self.grace is None else f" within {self.grace:g} seconds"
@@ -94,10 +100,13 @@ class Interrupt:
 
     def _drop(self, reason: str) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if self._shields:
-            self._say(f"{reason}: the update or save in progress is finished first")
+        self.dropping = True
+        if not self._droppable:
+            self._say(f"{reason}: an update or a save that has begun is finished first")
             return
-        self._say(f"{reason}: dropping the iteration in flight")
+        what = "what is in flight" if self._at_once else "the iteration in flight"
+        self._droppable = False  # a signal while the stack unwinds must not raise once more
+        self._say(f"{reason}: dropping {what}")
         raise DropIteration(reason)
 
 

@@ -5,7 +5,7 @@ Axes: P prompts, D decisions, E actions, B decisions of a microbatch, A actions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -86,11 +86,13 @@ class Learner:
         """Add the gradient of ``scale * sum_a weight_a loss_a`` to the parameters.
 
         ``advantage`` [P, E]. ``num_sites`` >= len(sites) is the largest number over ranks: the missing ones are padded
-        with weight 0, so that every rank runs the same microbatches. ``scale`` is world_size / global action count
-        (DDP averages over ranks).
+        with weight 0, so that every rank runs the same microbatches, even one that has nothing to train. ``scale`` is
+        world_size / global action count (DDP averages over ranks).
         """
         tally = Tally()
-        chunks = list(self._chunks(sites, num_sites))
+        padding = [Site(prompt=0, decision=0, actions=(0,), weight=0.0)] * (num_sites - len(sites))
+        padded = [*sites, *padding]
+        chunks = [padded[first : first + self.microbatch] for first in range(0, num_sites, self.microbatch)]
         for i, chunk in enumerate(chunks):
             with nullcontext() if i == len(chunks) - 1 else self.no_sync():
                 weight, new, actions, terms = self._terms(plan, rollout, cond, advantage, chunk)
@@ -98,12 +100,6 @@ class Learner:
                 self.backward(loss)
             _tally(tally, weight, new, actions, terms)
         return tally
-
-    def _chunks(self, sites: Sequence[Site], num_sites: int) -> Iterator[list[Site]]:
-        padding = [sites[0]._replace(weight=0.0)] * (num_sites - len(sites))
-        padded = [*sites, *padding]
-        for first in range(0, len(padded), self.microbatch):
-            yield padded[first : first + self.microbatch]
 
     def _terms(
         self, plan: Plan, rollout: Rollout, cond: Cond, advantage: Tensor, sites: Sequence[Site]
@@ -145,7 +141,6 @@ def _tally(tally: Tally, weight: Tensor, new: Gaussian, actions: Actions, terms:
         kl=(weight * terms.kl).sum(),
         approx_kl=(weight * approximate_kl(terms.log_ratio)).sum(),
         clip_fraction=(weight * terms.clipped).sum(),
-        mean_drift=(weight * drift).sum(),
     )
     tally.raise_to(
         ratio_error=(torch.expm1(terms.log_ratio).abs() * counted).max(),

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 ETA_WINDOW = 10
-SHOWN = (("reward", ".4f"), ("gold", ".4f"), ("forwards", ",.0f"))
+SHOWN = (("reward", "reward", ".4f"), ("gold", "gold/score", ".4f"), ("forwards", "forwards", ",.0f"))
+"""Label, column, format. The gold score is a part of what reward ``gold`` reports."""
 
 
 class Progress:
@@ -68,7 +69,7 @@ class Progress:
         remaining = (self._iterations - row["iteration"]) * sum(self._seconds) / len(self._seconds)
         width = len(str(self._iterations))
         parts = [f"iteration {row['iteration']:>{width}}/{self._iterations}"]
-        parts += [f"{name} {row[name]:{spec}}" for name, spec in SHOWN if row.get(name) is not None]
+        parts += [f"{label} {row[name]:{spec}}" for label, name, spec in SHOWN if row.get(name) is not None]
         parts += [f"not finite: {', '.join(row['non_finite'])}"] if row.get("non_finite") else []
         parts += [f"{seconds:.1f} s", f"ETA {duration(remaining)}"]
         self.note("  ".join(parts))

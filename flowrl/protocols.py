@@ -113,6 +113,9 @@ class Policy(Protocol):
 class PolicyConfig(Variant, package="flowrl.policies"):
     """Where a policy comes from and how it is trained. ``load`` imports the heavy libraries."""
 
+    def check(self) -> None:
+        """Raise UserError where ``load`` would for want of files, before anything else is fetched or loaded."""
+
     @abstractmethod
     def load(self, device: torch.device) -> Policy: ...
 

@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import yaml
 
 from flowrl import atomic, checkpoint
+from flowrl.agreement import Agreement
 from flowrl.data import PromptOrder, check_disjoint, load_prompts
 from flowrl.errors import RunFailed, UserError
 from flowrl.heldout import HeldOut, evaluate
@@ -58,124 +63,165 @@ def train(
     """
     if stop_after is not None and stop_after < 1:
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
+    recipe.model.check()
     train_prompts = load_prompts(recipe.data.train)
     test_prompts = _test_prompts(recipe)
     check_disjoint(train_prompts, test_prompts)
     found = _prepare(recipe, output, resume)
     with ExitStack() as stack:
         trainer = Trainer(recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed))
-        if trainer.accelerator.is_main_process:
+        is_main = trainer.accelerator.is_main_process
+        if is_main:
             stack.enter_context(_locked(output))
-        session = _Session(trainer, output, test_prompts, stack)
-        session.start(found)
-        return session.loop(stop_after, grace)
+        interrupt = stack.enter_context(Interrupt(grace, say=None if is_main else lambda line: None))
+        return _Session(trainer, output, test_prompts, interrupt, stack).run(found, stop_after)
 
 
 class _Session:
     """One process's part in a run, from its start or resumption to its end."""
 
-    def __init__(self, trainer: Trainer, output: Path, test_prompts: list[Prompt], stack: ExitStack) -> None:
-        self.trainer, self.output, self.test_prompts, self.stack = trainer, output, test_prompts, stack
+    def __init__(
+        self, trainer: Trainer, output: Path, test_prompts: list[Prompt], interrupt: Interrupt, stack: ExitStack
+    ) -> None:
+        self.trainer, self.output, self.test_prompts = trainer, output, test_prompts
+        self.interrupt, self.stack = interrupt, stack
         self.recipe = trainer.recipe
         self.is_main = trainer.accelerator.is_main_process
+        self.agreement = Agreement()
+        self.saved = 0
+        """The iteration after which the newest checkpoint was written."""
         self.scorers: dict[str, Scorer] = {}
         if test_prompts:
             self.scorers = {name: s.load(trainer.device) for name, s in self.recipe.evaluation.scorers.items()}
 
-    def start(self, found: checkpoint.Found | None) -> None:
+    def run(self, found: checkpoint.Found | None, stop_after: int | None) -> Summary:
+        """Begin or go on, to the end or until asked to stop."""
+        try:
+            self._start(found)
+            self._loop(min(self.recipe.run.iterations, stop_after or self.recipe.run.iterations))
+            if self.trainer.iteration >= self.recipe.run.iterations:
+                return self._finish()
+        except DropIteration:
+            self._save_if_newer()
+        except RunFailed as failure:
+            if self.trainer.intact:
+                self._save_if_newer()
+            raise RunFailed(f"{failure}. {self._how_to_resume()}") from failure
+        return self._summary(self._how_to_resume())
+
+    def _start(self, found: checkpoint.Found | None) -> None:
         """Restore, open the records, and measure what there is before the first iteration."""
         trainer, recipe = self.trainer, self.recipe
         if found is not None and found.path is not None:
             trainer.restore(checkpoint.load(found.path))
-        resumed_at = None if found is None else trainer.iteration
+        self.saved = trainer.iteration
         self.progress = self.stack.enter_context(
             Progress(recipe.run.iterations, trainer.iteration, enabled=self.is_main)
         )
         for skipped in found.skipped if found else ():
             self.progress.note(f"skipped checkpoint {skipped}")
-        if resumed_at is not None:
-            self.progress.note(f"resuming after iteration {resumed_at}")
+        if found is not None:
+            self.progress.note(f"resuming after iteration {trainer.iteration}")
         if self.is_main:
-            self.output.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(self.output / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, width=110))
+            if found is None:
+                shutil.rmtree(self.output / "evaluation", ignore_errors=True)  # of a run that ended before it began
+            _write_snapshot(recipe, self.output)
         self.tracking = self.stack.enter_context(
             Tracking(
                 self.output,
-                resumed_at=resumed_at,
+                resumed_at=None if found is None else trainer.iteration,
                 trackers=recipe.run.trackers,
                 recipe=recipe.resolved(),
                 is_main=self.is_main,
             )
         )
-        self._cache_prompts()
+        with self._droppable("prompts", at_once=True):
+            self._cache_prompts()
         trainer.accelerator.wait_for_everyone()
-        if self.scorers and not (self.output / "evaluation" / "before.json").is_file():
+        if self.scorers and not trainer.iteration and not (self.output / "evaluation" / "before.json").is_file():
             self._evaluate("before")
         trainer.accelerator.wait_for_everyone()
 
-    def loop(self, stop_after: int | None, grace: float | None) -> Summary:
-        trainer, recipe = self.trainer, self.recipe
-        stop = min(recipe.run.iterations, stop_after or recipe.run.iterations)
-        saved = trainer.iteration
-        with Interrupt(grace, say=None if self.is_main else lambda line: None) as interrupt:
-            try:
-                while trainer.iteration < stop and not self._anyone(interrupt.requested):
-                    self.progress.stage(f"iteration {trainer.iteration + 1}")
-                    metrics = trainer.iterate(shield=interrupt.shielded())
-                    with interrupt.shielded():
-                        self._record(metrics)
-                        if trainer.iteration % recipe.run.checkpoint_every == 0 or trainer.iteration == stop:
-                            saved = self._save()
-            except DropIteration:
-                pass
-            except RunFailed as failure:
-                raise RunFailed(f"{failure}. {self._how_to_resume(saved)}") from failure
-            with interrupt.shielded():
-                if trainer.iteration > saved:
-                    saved = self._save()
-            number = None if interrupt.signal is None else int(interrupt.signal)
-        if trainer.iteration >= recipe.run.iterations:
-            return self._finish(number)
-        return self._summary(number, self._how_to_resume(saved))
+    def _loop(self, stop: int) -> None:
+        """Iterate until ``stop`` iterations are done or a stop is asked for."""
+        trainer, every = self.trainer, self.recipe.run.checkpoint_every
+        while trainer.iteration < stop and not self._stop_requested():
+            self.progress.stage(f"iteration {trainer.iteration + 1}")
+            metrics = trainer.iterate(self._droppable(f"iteration {trainer.iteration + 1}"))
+            self.progress.update(self.tracking.log(trainer.iteration, metrics))
+            if trainer.iteration % every == 0 or trainer.iteration == stop:
+                self._save()
+            self._monitor()
+        self._save_if_newer()
 
     # ---- during
 
-    def _anyone(self, requested: bool) -> bool:
+    @contextmanager
+    def _droppable(self, name: str, *, at_once: bool = False) -> Iterator[None]:
+        """Around work that a rank does for itself: where one is told to drop it, all do (:mod:`flowrl.agreement`)."""
+        try:
+            with self.interrupt.droppable(at_once=at_once):
+                yield
+        except DropIteration:
+            self.agreement.drop(name)
+            raise
+        interrupt = self.interrupt
+        if not self.agreement.keep(name, lambda: interrupt.dropping or (at_once and interrupt.requested)):
+            raise DropIteration(f"{name} is dropped by another process")
+
+    def _stop_requested(self) -> bool:
         """Whether a rank was asked to stop: all stop after the same iteration."""
-        flag = torch.tensor([float(requested)], device=self.trainer.device)
+        flag = torch.tensor([float(self.interrupt.requested)], device=self.trainer.device)
         return bool(self.trainer.accelerator.reduce(flag, "sum") > 0)
 
-    def _record(self, metrics: dict[str, float]) -> None:
+    def _monitor(self) -> None:
+        """The held-out evaluation and the sample grid, where one is due. A checkpoint that is due precedes them."""
         iteration = self.trainer.iteration
         run, every = self.recipe.run, self.recipe.evaluation.every
         if every and iteration % every == 0 and iteration < run.iterations and self.scorers:
-            found = evaluate(self.trainer, self.test_prompts, self.scorers)
-            metrics = metrics | {f"test/{name}": _mean(values) for name, values in found.scores.items()}
-        self.progress.update(self.tracking.log(iteration, metrics))
+            found = self._draw(self.test_prompts, f"evaluation {iteration}")
+            self.tracking.log(iteration, _means(found))
         if run.sample_every and iteration % run.sample_every == 0 and self.test_prompts:
             self._draw_samples(iteration)
 
+    def _draw(
+        self, prompts: Sequence[Prompt], name: str, *, scored: bool = True, num_images: int = 0, at_once: bool = False
+    ) -> HeldOut:
+        """Images of held-out prompts, and their scores; from the averaged weights, where there are some."""
+        scorers = self.scorers if scored else {}
+        with self.trainer.averaged():
+            droppable = self._droppable(name, at_once=at_once)
+            return evaluate(self.trainer, prompts, scorers, num_images=num_images, droppable=droppable)
+
     def _draw_samples(self, iteration: int) -> None:
         prompts = self.test_prompts[: self.recipe.run.num_samples]
-        drawn = evaluate(self.trainer, prompts, self.scorers, num_images=len(prompts))
+        drawn = self._draw(prompts, f"samples {iteration}", scored=False, num_images=len(prompts))
         if self.is_main:
             path = self.output / "samples" / f"iteration_{iteration:06d}.png"
             path.parent.mkdir(exist_ok=True)
-            sample_grid(drawn.images, [prompt.text for prompt in prompts[: len(drawn.images)]], path)
+            sample_grid(drawn.images, [prompt.text for prompt in prompts], path)
             self.tracking.log_image(iteration, "samples", path)
 
-    def _save(self) -> int:
+    def _save(self) -> None:
+        iteration = self.trainer.iteration
         if self.is_main:
-            checkpoint.save(self.output / CHECKPOINTS, self.trainer.state(), keep=self.recipe.run.keep_checkpoints)
+            try:
+                checkpoint.save(self.output / CHECKPOINTS, self.trainer.state(), keep=self.recipe.run.keep_checkpoints)
+            except OSError as error:
+                raise RunFailed(f"the state after iteration {iteration} cannot be written: {error}") from error
         self.trainer.accelerator.wait_for_everyone()
-        return self.trainer.iteration
+        self.saved = iteration
 
-    def _how_to_resume(self, saved: int) -> str:
-        if not saved:
-            return "No iteration was finished; begin again with another --output or an empty folder"
-        return f"State after iteration {saved} is kept; go on with: flowrl train {self.output / RECIPE} " + (
-            f"--output {self.output} --resume"
-        )
+    def _save_if_newer(self) -> None:
+        if self.trainer.iteration > self.saved:
+            self._save()
+
+    def _how_to_resume(self) -> str:
+        processes = self.trainer.accelerator.num_processes
+        command = ["flowrl", "train", str(self.output / RECIPE), "--output", str(self.output), "--resume"]
+        command += ["--processes", str(processes)] if processes > 1 else []
+        kept = f"State after iteration {self.saved} is kept" if self.saved else "No iteration was finished"
+        return f"{kept}; go on with: {shlex.join(command)}"
 
     def _cache_prompts(self) -> None:
         """Encode all prompts that the run will reach, each rank a part, where the policy keeps a cache."""
@@ -189,10 +235,10 @@ class _Session:
 
     # ---- before and after
 
-    def _evaluate(self, when: str) -> HeldOut:
+    def _evaluate(self, when: str) -> None:
         self.progress.stage(f"evaluating {len(self.test_prompts)} held-out prompts, {when} training")
-        found = evaluate(self.trainer, self.test_prompts, self.scorers, num_images=self.recipe.run.num_samples)
-        means = {f"test/{name}": _mean(values) for name, values in found.scores.items()}
+        found = self._draw(self.test_prompts, when, num_images=self.recipe.run.num_samples, at_once=True)
+        means, iteration = _means(found), self.trainer.iteration
         if self.is_main:
             folder = self.output / "evaluation"
             folder.mkdir(exist_ok=True)
@@ -200,22 +246,22 @@ class _Session:
             indices = [prompt.index for prompt in self.test_prompts]
             answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
             atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})
-        self.tracking.log(self.trainer.iteration, means)
-        return found
+            rows = read_rows(self.output)
+            if not any(row["iteration"] == iteration and means.keys() <= row.keys() for row in rows):
+                self.tracking.log(iteration, means)  # a finished run that is resumed has it already
 
-    def _finish(self, number: int | None) -> Summary:
+    def _finish(self) -> Summary:
         trainer = self.trainer
         if self.is_main:
             _save_weights(trainer, self.output)
         trainer.accelerator.wait_for_everyone()
         if self.scorers:
-            with trainer.ema.swapped_in() if trainer.ema else nullcontext():
-                self._evaluate("after")
+            self._evaluate("after")
         if self.is_main:
             curves(read_rows(self.output), self.output / "curves.png")
-            if self.scorers:
+            if (self.output / "evaluation" / "before.pt").is_file():
                 self._draw_before_after()
-        summary = self._summary(number, None)
+        summary = self._summary(None)
         if self.is_main:
             atomic.write_json(self.output / SUMMARY, plain(summary))
         return summary
@@ -232,7 +278,8 @@ class _Session:
         grid(rows, self.output / "before_after.png")
         self.tracking.log_image(self.trainer.iteration, "before_after", self.output / "before_after.png")
 
-    def _summary(self, number: int | None, resume: str | None) -> Summary:
+    def _summary(self, resume: str | None) -> Summary:
+        signal = self.interrupt.signal
         rows = read_rows(self.output) if self.is_main else []
         total = {
             name: sum(row.get(name) or 0.0 for row in rows) for name in ("forwards", "training_forwards", "seconds")
@@ -245,7 +292,7 @@ class _Session:
             held_out=changes(self.output) if self.is_main else {},
             num_prompts=len(self.test_prompts),
             device=device_name(self.trainer.device),
-            signal=number,
+            signal=None if signal is None else int(signal),
             resume=resume,
             **total,
         )
@@ -272,7 +319,7 @@ def _prepare(recipe: Recipe, output: Path, resume: bool) -> checkpoint.Found | N
     if found.path is None:
         if found.skipped:
             raise UserError(f"--resume: no checkpoint in {output} can be used: {'; '.join(found.skipped)}")
-        return found
+        return found if yaml.safe_load(began.read_text()) == recipe.resolved() else None  # None: nothing is kept
     old = checkpoint.read_manifest(found.path)["recipe"]
     changed = differences(old, recipe.resolved())
     if changed:
@@ -287,13 +334,26 @@ def _prepare(recipe: Recipe, output: Path, resume: bool) -> checkpoint.Found | N
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Hold the folder: two runs that write into one would destroy both."""
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / LOCK).touch()
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}; name another folder") from None
     with (output / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"--output {output} is being written by another process; wait for it, or stop it") from None
         yield
+
+
+def _write_snapshot(recipe: Recipe, output: Path) -> None:
+    """The resolved recipe, beside it the plugins that lay beside the recipe: together they are the recipe anew."""
+    atomic.write_text(output / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, width=110))
+    for name in recipe.plugins:
+        plugin = Path(sys.modules[name].__file__ or "")
+        if plugin.parent in (recipe.source_path.parent, Path.cwd()) and plugin.parent != output.resolve():
+            shutil.copy(plugin, output)
 
 
 def _save_weights(trainer: Trainer, output: Path) -> None:
@@ -309,6 +369,7 @@ def _save_policy(trainer: Trainer, folder: Path) -> None:
         trainer.policy.save_pretrained(temporary)
 
 
-def _mean(values: Sequence[float]) -> float:
-    answered = [value for value in values if value == value]
-    return sum(answered) / len(answered) if answered else float("nan")
+def _means(found: HeldOut) -> dict[str, float]:
+    """The metrics of an evaluation: means over the prompts that have an answer."""
+    answered = {name: [value for value in values if value == value] for name, values in found.scores.items()}
+    return {f"test/{name}": fmean(values) if values else float("nan") for name, values in answered.items()}

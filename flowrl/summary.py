@@ -44,7 +44,7 @@ class Summary:
 
     @property
     def finished(self) -> bool:
-        return self.iteration >= self.iterations
+        return self.resume is None
 
 
 def changes(output: Path) -> dict[str, Change]:
@@ -54,7 +54,7 @@ def changes(output: Path) -> dict[str, Change]:
         return {}
     before, after = (json.loads((folder / f"{when}.json").read_text())["scores"] for when in ("before", "after"))
     found = {}
-    for name in before:
+    for name in [name for name in before if name in after]:  # a resumed run may have other scorers
         pairs = [(b, a) for b, a in zip(before[name], after[name], strict=True) if b is not None and a is not None]
         if pairs:
             b, a = zip(*pairs, strict=True)

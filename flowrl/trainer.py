@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from flowrl.checkpoint import State
@@ -84,7 +85,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, order: PromptOrder) -> None:
         self.recipe, self.order = recipe, order
         mixed = "bf16" if recipe.run.precision == "bf16" else "no"
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)  # ranks' rollouts differ in their forwards
+        AcceleratorState._reset_state()  # else a process is held to the precision of its first trainer
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed, kwargs_handlers=[ddp])
         self.device = self.accelerator.device
         torch.manual_seed(derive_seed(recipe.run.seed, "initialisation"))  # LoRA factors
@@ -96,7 +98,9 @@ class Trainer:
             self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.policy.module = self.accelerator.prepare(self.policy.module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers, whose successor torch 2.11 lacks
+            self.policy.module = self.accelerator.prepare(self.policy.module)
         self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
         self.learner = Learner(
             self.policy,
@@ -107,28 +111,30 @@ class Trainer:
             no_sync=lambda: self.accelerator.no_sync(self.policy.module),
         )
         self.iteration = 0
+        self.intact = True
+        """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
         self._checked = False
-        self.plan_of = lru_cache(maxsize=8)(recipe.plan)
 
     # ---- the algorithm
 
-    def iterate(self, shield: AbstractContextManager[None] | None = None) -> dict[str, float]:
+    def iterate(self, droppable: AbstractContextManager[None] | None = None) -> dict[str, float]:
         """One iteration: roll out, score, credit, update. Returns what is logged.
 
-        Every rollout and every score precedes the first update. ``shield`` is entered at the first optimiser step and
-        left at the end: from there on the iteration cannot be dropped.
+        Every rollout and every score precedes the first update. ``droppable`` is around them: an exception that it
+        raises at their end, or that a signal raises inside, drops the iteration, of which nothing remains.
         """
         began = time.perf_counter()
-        plan = self.plan_of(self.iteration)
-        batch = self._batch()
-        rollout, scoring = self._roll_out(plan, batch)
+        with droppable or nullcontext():
+            plan = self.recipe.plan(self.iteration)
+            batch = self._batch()
+            rollout, scoring = self._roll_out(plan, batch)
         rewards, parts = self._gather(scoring)  # [P, L, R] of all ranks, in prompt order
         metrics = self._reward_metrics(plan, rewards) | parts
         advantage = self.recipe.advantage.per_action(rewards, plan)  # [P, E]
         rolled_out = time.perf_counter()
-        with shield or nullcontext():
-            metrics |= self._update(plan, batch, rollout, advantage[list(batch.mine.positions)])
-            self.iteration += 1
+        metrics |= self._update(plan, batch, rollout, advantage[list(batch.mine.positions)])
+        self.iteration += 1
+        self.intact = True
         metrics["forwards"] = float(rollout.num_forwards * self.accelerator.num_processes)
         metrics["peak_states"] = float(rollout.peak_states)
         metrics["advantage_abs"] = float(advantage.abs().mean())
@@ -171,6 +177,8 @@ class Trainer:
             sites = sites_of(plan, [chosen[position] for position in batch.mine.positions], batch.mine.weights)
             num_sites = self._most_sites(plan, chosen)
             num_actions = sum(map(len, chosen))
+            if not num_actions:  # a small fraction of few samples may leave an update without any
+                continue
             tally = self.learner.accumulate(
                 plan, rollout, batch.cond, advantage, sites, num_sites=num_sites, scale=world / num_actions
             )
@@ -200,10 +208,11 @@ class Trainer:
         finite = math.isfinite(norm) and math.isfinite(loss)
         if not finite and self.recipe.run.non_finite == "fail":
             raise RunFailed(
-                f"iteration {self.iteration}: the loss is {loss} and the gradient norm {norm}; the update was not "
+                f"iteration {self.iteration + 1}: the loss is {loss} and the gradient norm {norm}; the update was not "
                 "applied. run.non_finite: skip_group skips such updates; a lower optimizer.lr may avoid them"
             )
         if finite:
+            self.intact = False
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
@@ -230,15 +239,16 @@ class Trainer:
         if skipped and self.recipe.run.non_finite == "fail":
             p, leaf, r = (int(i) for i in (~rewards.valid).nonzero()[0])
             raise RunFailed(
-                f"iteration {self.iteration}: reward {rewards.names[r]!r} has no finite value for leaf {leaf} of "
-                f"{self.order[self.iteration][p].text!r} ({skipped} groups affected); the weights are as they were. "
-                "run.non_finite: skip_group leaves such groups out"
+                f"iteration {self.iteration + 1}: reward {rewards.names[r]!r} has no valid value for leaf {leaf} of "
+                f"{self.order[self.iteration][p].text!r} ({skipped} groups affected): it is not finite, or the scorer "
+                "cannot judge this prompt; the weights are as they were. run.non_finite: skip_group leaves such groups "
+                "out"
             )
         usable = rewards.valid.double()
         of_each = (rewards.values * usable).sum((0, 1)) / usable.sum((0, 1)).clamp(min=1)
         metrics = {f"reward/{name}": float(value) for name, value in zip(rewards.names, of_each, strict=True)}
         metrics["reward"] = float((of_each * torch.tensor(rewards.weights, dtype=torch.float64)).sum())
-        metrics["reward_std"] = float(rewards.values.std(1).mean())
+        metrics["reward_std"] = float(rewards.values.std(1)[rewards.valid.all(1)].mean())
         return metrics | {"skipped_groups": float(skipped)}
 
     def _reduced(self, tally: Tally) -> dict[str, float]:
@@ -278,6 +288,10 @@ class Trainer:
         return 1.0 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     # ---- state
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the policy's parameters are their average where one is kept: what a run evaluates as its result."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def state(self) -> State:
         """Everything that the rest of the run depends on."""

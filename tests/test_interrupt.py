@@ -34,9 +34,11 @@ def test_the_first_signal_only_asks(number: signal.Signals, said: list[str]) -> 
 def test_the_second_signal_drops_the_iteration(second: signal.Signals, said: list[str]) -> None:
     with Interrupt(say=said.append) as interrupt:
         send(signal.SIGTERM)
-        with pytest.raises(DropIteration):
+        assert not interrupt.dropping
+        with pytest.raises(DropIteration), interrupt.droppable():
             send(second)
         assert interrupt.requested
+        assert interrupt.dropping
     assert len(said) == 2
 
 
@@ -45,10 +47,10 @@ def test_handlers_of_errors_do_not_swallow_a_drop(said: list[str]) -> None:
 
 
 def test_the_end_of_grace_drops_the_iteration(said: list[str]) -> None:
-    with Interrupt(grace=0.05, say=said.append):
+    with Interrupt(grace=0.05, say=said.append) as interrupt:
         start = time.monotonic()
         send(signal.SIGTERM)
-        with pytest.raises(DropIteration):
+        with pytest.raises(DropIteration), interrupt.droppable():
             time.sleep(5)
         assert time.monotonic() - start < 2
     assert "0.05 seconds" in said[0]
@@ -61,16 +63,43 @@ def test_a_finished_iteration_cancels_grace(said: list[str]) -> None:
     assert len(said) == 1
 
 
-def test_a_save_is_finished(said: list[str]) -> None:
+def test_outside_what_is_droppable_all_is_finished(said: list[str]) -> None:
     with Interrupt(grace=0.03, say=said.append) as interrupt:
-        with interrupt.shielded():
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        time.sleep(0.06)
+        assert interrupt.dropping
+        assert "finished first" in said[-1]
+        with pytest.raises(DropIteration), interrupt.droppable():
+            raise AssertionError("a drop that was asked for earlier comes before anything begins")
+
+
+def test_a_signal_while_a_drop_unwinds_raises_nothing(said: list[str]) -> None:
+    def work() -> None:
+        try:
             send(signal.SIGTERM)
             send(signal.SIGTERM)
-            time.sleep(0.06)
-            saved = True
-        assert saved
-        with pytest.raises(DropIteration):
+        finally:
             send(signal.SIGTERM)
+            unwound.append(True)
+
+    unwound: list[bool] = []
+    with Interrupt(say=said.append) as interrupt, pytest.raises(DropIteration), interrupt.droppable():
+        work()
+    assert unwound == [True]
+
+
+def test_where_nothing_is_to_be_finished_the_first_signal_drops(said: list[str]) -> None:
+    with Interrupt(say=said.append) as interrupt:
+        with pytest.raises(DropIteration), interrupt.droppable(at_once=True):
+            send(signal.SIGTERM)
+        assert said == ["SIGTERM: dropping what is in flight"]
+    with Interrupt(say=said.append) as interrupt:
+        send(signal.SIGTERM)
+        with interrupt.droppable():
+            pass
+        with pytest.raises(DropIteration), interrupt.droppable(at_once=True):
+            raise AssertionError("a stop that was asked for earlier comes before anything begins")
 
 
 def test_handlers_are_restored() -> None:
@@ -104,11 +133,12 @@ def test_the_default_message_goes_to_standard_error(capfd: pytest.CaptureFixture
 
 def test_no_grace_drops_at_once(said: list[str]) -> None:
     with Interrupt(grace=0, say=said.append) as interrupt:
-        with pytest.raises(DropIteration):
+        with pytest.raises(DropIteration), interrupt.droppable():
             send(signal.SIGTERM)
         assert interrupt.requested
-    with Interrupt(grace=0, say=said.append) as interrupt, interrupt.shielded():
+    with Interrupt(grace=0, say=said.append) as interrupt:
         send(signal.SIGTERM)
+        assert interrupt.dropping
 
 
 def test_grace_is_not_negative() -> None:

@@ -19,7 +19,7 @@ def show(rows: list[dict], iterations: int, done: int = 0, terminal: bool = Fals
 
 
 ROWS: list[dict] = [
-    {"iteration": 9, "reward": 0.41234, "gold": 0.5, "forwards": 3520.0, "seconds": 4.0},
+    {"iteration": 9, "reward": 0.41234, "gold/score": 0.5, "forwards": 3520.0, "seconds": 4.0},
     {"iteration": 10, "reward": None, "forwards": 3520, "seconds": 6.0, "non_finite": ["reward"]},
 ]
 

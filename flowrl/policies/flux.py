@@ -56,6 +56,11 @@ class Flux(PolicyConfig, kind="flux"):
     cache_limit: PositiveFloat = 50.0
     """GB of prompt embeddings; the least recently used are evicted."""
 
+    def check(self) -> None:
+        """Raises UserError where files are missing or a size does not fit; reads the configs alone."""
+        locate(self.source)
+        self.shape()
+
     def load(self, device: torch.device) -> FluxPolicy:
         """Raises UserError where weights are missing or a size does not fit."""
         return FluxPolicy(self, device)

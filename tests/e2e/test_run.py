@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from runs import final_parameters, run, write_recipe
+from runs import final_parameters, run, start, write_recipe
 
 from flowrl.errors import RunFailed, UserError
 from flowrl.tracking import read_rows
@@ -141,12 +138,6 @@ def test_the_self_check_stops_a_policy_that_differs_in_training(tmp_path, monkey
     monkeypatch.setattr(Learner, "_terms", drifting)
     with pytest.raises(RunFailed, match="self-check"):
         run(write_recipe(tmp_path), tmp_path / "out")
-
-
-def start(recipe, output, *arguments):
-    command = [sys.executable, "-m", "flowrl", "train", str(recipe), "--output", str(output), *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
 def wait_for_iteration(process, output, iteration):
