@@ -183,9 +183,11 @@ class Plan:
         for key in number:
             if keys.count(key) == 1:
                 where = f"grid step {self.step[self.actions[keys.index(key)]]}"
+                wider = "prompt" if by == "step" else "prompt or step"
+                remedy = "a group of 2 or more" + (f", or peers: {wider}" if by != "prompt" else "")
                 raise ValueError(
                     f"an action at {where} has no peers to be compared with (peers: {by}); a group of one has no "
-                    f"advantage. Use a group of 2 or more, or peers among: prompt, step, parent"
+                    f"advantage. Use {remedy}"
                 )
         return tuple(number[key] for key in keys)
 

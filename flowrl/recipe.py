@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,19 +46,22 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "run.num_samples",
         "run.trackers",
         "run.self_check_bound",
+        "run.non_finite",
         "model.cache_dir",
         "model.cache_limit",
     }
 )
 """Keys (with all below them) that do not enter the parameters' trajectory."""
-PAIRED_KEYS = frozenset({"data.test", "evaluation"})
-"""Those of them that a resumed run keeps all the same: before and after are compared prompt by prompt."""
+PAIRED_KEYS = frozenset({"data.test", "evaluation.num_steps", "evaluation.seed", "evaluation.limit"})
+"""Those of them that a resumed run keeps all the same: before and after are compared prompt by prompt. Scorers may come
+and go, but not change under their name."""
+MAX_CHECKED_ITERATIONS = 10_000
 
 
 class Section(BaseModel):
     """A part of the recipe that is not a choice among kinds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GridSection(Section):
@@ -110,7 +114,7 @@ class RunSection(Section):
     precision: Literal["fp32", "bf16"]
     """Of the forwards; trainable parameters and optimiser state are fp32."""
     non_finite: Literal["fail", "skip_group"] = "fail"
-    """What a reward, loss or gradient that is not finite does: it stops the run, or drops its prompt's group."""
+    """What is not finite stops the run, or: a reward drops its peer group, a loss or gradient its update."""
     checkpoint_every: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     sample_every: int = Field(default=0, ge=0)
@@ -203,29 +207,44 @@ class Recipe(Section):
         return self._model_name
 
     def arms(self, iteration: int) -> tuple[Arm, ...]:
-        """The schedule's arms at an iteration."""
-        return self.schedule.arms(
-            num_steps=self.grid.num_steps,
-            group=self.rollout.group,
-            iteration=iteration,
-            iterations=self.run.iterations,
-            seed=self.run.seed,
-        )
+        """The schedule's arms at an iteration; raises UserError where they do not fit the grid."""
+        with self._explained("schedule", iteration):
+            return self.schedule.arms(
+                num_steps=self.grid.num_steps,
+                group=self.rollout.group,
+                iteration=iteration,
+                iterations=self.run.iterations,
+                seed=self.run.seed,
+            )
 
     def plan(self, iteration: int = 0) -> Plan:
         """The plan of an iteration; raises UserError where schedule, grid, group, peers and updates do not fit."""
-        section = "schedule"
-        try:
-            arms = self.arms(iteration)
-            section = "continuation"
+        arms = self.arms(iteration)
+        with self._explained("continuation", iteration):
             plan = compile_plan(Grid(self.grid.num_steps, self.grid.shift), arms, self.continuation.paths)
-            section = "advantage"
+        with self._explained("advantage", iteration):
             plan.peers(self.advantage.peers)
-            section = "train"
+        with self._explained("train", iteration):
             self.partition(plan, iteration, position=0)
-        except ValueError as error:
-            raise UserError(f"{as_typed(self.source_path)}: {section}: {error}") from error
         return plan
+
+    def check_plans(self) -> None:
+        """Compile every plan that the run will come to (of a very long one, of its beginning), as :meth:`plan` does."""
+        seen: set[str] = set()
+        for iteration in range(min(self.run.iterations, MAX_CHECKED_ITERATIONS)):
+            arms = repr(self.arms(iteration))
+            if arms not in seen:
+                seen.add(arms)
+                self.plan(iteration)
+
+    @contextmanager
+    def _explained(self, section: str, iteration: int) -> Iterator[None]:
+        """A ValueError of a strategy's as the user's mistake, with the file and section it comes from."""
+        try:
+            yield
+        except ValueError as error:
+            when = f" (in iteration {iteration + 1})" if iteration else ""
+            raise UserError(f"{as_typed(self.source_path)}: {section}: {error}{when}") from error
 
     def partition(self, plan: Plan, iteration: int, position: int) -> tuple[tuple[int, ...], ...]:
         """[updates] the actions that each update trains, for the prompt at a place of the global batch."""
@@ -276,7 +295,7 @@ def load_recipe(
         raise UserError(explain(error, Recipe, merged, file.label)) from error
     recipe._source_path = file.path
     recipe._model_name = merged.model_name
-    recipe.plan()
+    recipe.check_plans()
     return recipe
 
 
@@ -292,8 +311,8 @@ def load_model(name: str) -> ModelFragment:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What keeps a run of the resolved recipe ``old`` from being continued with ``new``, one line per key.
 
-    Keys of ``TRAJECTORY_FREE_KEYS`` may differ, except ``PAIRED_KEYS``. ``run.iterations`` may grow where neither the
-    schedule nor the learning rate depends on it.
+    Keys of ``TRAJECTORY_FREE_KEYS`` may differ, except what before and after are compared by (``PAIRED_KEYS``).
+    ``run.iterations`` may grow where neither the schedule nor the learning rate depends on it.
 
     >>> differences({"optimizer": {"lr": 1e-4}}, {"optimizer": {"lr": 2e-4}})
     ['optimizer.lr: 0.0001 -> 0.0002']
@@ -302,7 +321,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key, "not set"), after.get(key, "not set")
-        if a == b or _is_under(key, TRAJECTORY_FREE_KEYS - PAIRED_KEYS):
+        if a == b or (_is_under(key, TRAJECTORY_FREE_KEYS) and not _is_paired(key, old, new)):
             continue
         if key == "run.iterations":
             if b < a:
@@ -330,6 +349,13 @@ def _depends_on_iterations(old: Mapping[str, Any], new: Mapping[str, Any]) -> st
         if planned != schedule.arms(iteration=iteration, iterations=new["run"]["iterations"], **shape):
             return "schedule"
     return None
+
+
+def _is_paired(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether ``key`` says what before and after are compared by, a scorer of both recipes included."""
+    scorers = [values.get("evaluation", {}).get("scorers", {}) for values in (old, new)]
+    common = {f"evaluation.scorers.{name}" for name in scorers[0] if name in scorers[1]}
+    return _is_under(key, PAIRED_KEYS | common)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ class Updates(BaseModel):
     Published: DanceGRPO 3 by sample, MixGRPO 4 by sample, Flow-GRPO 2 by sample, G2RPO 1 or K by step.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     updates: int = Field(default=1, ge=1)
     split: Literal["step", "sample"] = "step"

@@ -23,7 +23,7 @@ from flowrl.errors import did_you_mean, listing
 class Variant(BaseModel):
     """Base of all strategy families. Unknown keys and kinds are errors that name the nearest match."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kinds: ClassVar[dict[str, type[Variant]]]
     kind: ClassVar[str]

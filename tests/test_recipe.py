@@ -131,7 +131,17 @@ def test_load_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "free", ["rollout.max_batch=2", "run.checkpoint_every=1", "run.trackers=[]", "run.sample_every=3", "name=x"]
+    "free",
+    [
+        "rollout.max_batch=2",
+        "run.checkpoint_every=1",
+        "run.trackers=[]",
+        "run.sample_every=3",
+        "run.non_finite=skip_group",
+        "evaluation.every=5",
+        "evaluation.scorers.more={kind: gold}",
+        "name=x",
+    ],
 )
 def test_what_does_not_enter_the_trajectory_may_change(free: str) -> None:
     old, new = load_recipe("g2rpo"), load_recipe("g2rpo", overrides=[free])
@@ -140,7 +150,7 @@ def test_what_does_not_enter_the_trajectory_may_change(free: str) -> None:
     assert differences(old.resolved(), new.resolved()) == []
 
 
-@pytest.mark.parametrize("paired", ["evaluation.seed=9", "data.test=null"])
+@pytest.mark.parametrize("paired", ["evaluation.seed=9", "data.test=null", "evaluation.scorers.gold.value=quality"])
 def test_what_is_compared_before_and_after_may_not_change_in_between(paired: str) -> None:
     old, new = load_recipe("g2rpo"), load_recipe("g2rpo", overrides=[paired])
     assert old.digest() == new.digest()

@@ -60,6 +60,14 @@ def mistake_in(text: str) -> str:
         ("schedule: {steps: second_half}", ["own.yaml: schedule.steps: must be 'first_half'", "got 'second_half'"]),
         ("schedule: {kind: sliding_window, width: 8}", ["own.yaml: schedule: ", "width 8", "1..7"]),
         (
+            "schedule: {kind: sliding_window, width: 2, hold: 1}\nadvantage: broadcast\ntrain: {updates: 2}",
+            ["own.yaml: train: ", "updates 2", "(in iteration 7)"],
+        ),
+        ("schedule: {kind: sliding_window, width: 2, strategy: decay}", ["own.yaml: schedule: ", "hold is sweep"]),
+        ("loss: {clip_high: .inf}", ["own.yaml: loss.clip_high: must be a finite number, got inf"]),
+        ("optimizer: {lr: .inf}", ["own.yaml: optimizer.lr: must be a finite number, got inf"]),
+        ("rewards: {gold: {weight: .nan}}", ["own.yaml: rewards.gold.weight: must be a finite number, got nan"]),
+        (
             "advantage: {kind: broadcast, peers: step, scope: all}",
             ["own.yaml: advantage.scope: must be 'group' or 'batch'"],
         ),

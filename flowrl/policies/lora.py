@@ -38,7 +38,7 @@ class LoRA(BaseModel):
     B starts at zero; A is drawn from torch's global generator, which the trainer seeds alike on every rank.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rank: PositiveInt = 32
     alpha: PositiveFloat = 64.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -48,36 +47,33 @@ class SlidingWindow(Schedule, kind="sliding_window"):
             )
         if self.hold != "sweep" and self.hold < 1:
             raise ValueError(f"sliding_window.hold must be 1 or more, or sweep; got {self.hold}")
+        if self.hold == "sweep" and self.strategy in ("decay", "exp_decay"):
+            raise ValueError(f"sliding_window.strategy {self.strategy} shortens a hold that is a number; hold is sweep")
         start = self._start(end, num_steps, iteration, iterations, seed)
         window = range(start, min(start + self.width, end))
         return (Arm({**dict.fromkeys(window, 1), start: group}),)
 
     def _start(self, end: int, num_steps: int, iteration: int, iterations: int, seed: int) -> int:
         if self.strategy == "random":
-            hold = 1 if self.hold == "sweep" else self.hold
+            held = 1 if self.hold == "sweep" else self.hold
             highest = end - self.width
             if self.random_from == "first_half":
                 highest = min(highest, max(num_steps // 2 - self.width, 0))
-            draw = random.Random(derive_seed(seed, "sliding_window", iteration // hold))
+            draw = random.Random(derive_seed(seed, "sliding_window", iteration // held))
             return draw.randint(0, highest)
         if self.hold == "sweep":
-            places = range(0, end - self.width + 1, self.stride)
-            return places[iteration * len(places) // iterations]
+            starts = range(0, end - self.width + 1, self.stride)
+            return starts[iteration * len(starts) // iterations]
+        places = [(start, self._hold(start, end)) for start in range(0, end + 1, self.stride)]
+        if self.roll_back:
+            iteration %= sum(hold for _, hold in places)
         passed, last = 0, 0
-        for start, hold in self._places(end):
+        for start, hold in places:
             last = start if start < end else last
             passed += hold
             if iteration < passed:
-                return last
+                break
         return last
-
-    def _places(self, end: int) -> Iterator[tuple[int, int]]:
-        """(start, iterations held) for ever with roll back, else until the end is passed."""
-        while True:
-            for start in range(0, end + 1, self.stride):
-                yield start, self._hold(start, end)
-            if not self.roll_back:
-                return
 
     def _hold(self, start: int, end: int) -> int:
         assert self.hold != "sweep"
