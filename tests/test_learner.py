@@ -68,7 +68,7 @@ ALGORITHMS = VARIANTS | {f"{path.parent.name}/{path.stem}": parts_of(path) for p
 
 
 def ours(policy, parts, loss, num_prompts, max_batch=9, microbatch=5):
-    """Plan, advantages [P, E], and per update the gradient and tally."""
+    """Plan, rewards [P, L, R], advantages [P, E], and per update the gradient and tally."""
     schedule, continuation, kernel, advantage, updates = parts
     arms = schedule.arms(num_steps=8, group=GROUP, iteration=ITERATION, iterations=ITERATIONS, seed=SEED)
     plan = compile_plan(GRID, arms, continuation.paths)
@@ -88,7 +88,8 @@ def ours(policy, parts, loss, num_prompts, max_batch=9, microbatch=5):
         max_batch=max_batch,
         dtype=torch.float64,
     )
-    adv = advantage.per_action(scoring.rewards(), plan)
+    rewards = scoring.rewards()
+    adv = advantage.per_action(rewards, plan)
     learner = Learner(policy, kernel, loss, microbatch)
     chosen = [updates.partition(plan, seed=SEED, iteration=ITERATION, position=p) for p in positions]
     found = []
@@ -102,7 +103,7 @@ def ours(policy, parts, loss, num_prompts, max_batch=9, microbatch=5):
         )
         gradient = [parameter.grad.clone() for parameter in policy.module.parameters()]
         found.append(SimpleNamespace(gradient=gradient, tally=tally, actions=actions, forwards=sum(policy.calls)))
-    return plan, adv, found
+    return plan, rewards.values, adv, found
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -114,7 +115,7 @@ def test_equals_algorithm_one(name, num_prompts, beta):
     loss = PpoClip(clip=1e-3, beta=beta, kl_denominator="diffusion" if "flow_grpo" in name else "transition")
     policy = TinyPolicy()
     policy.frozen = {key: value + 0.05 for key, value in policy.frozen.items()}
-    plan, adv, updates = ours(policy, parts, loss, num_prompts)
+    plan, rewards, adv, updates = ours(policy, parts, loss, num_prompts)
 
     recipe = SimpleNamespace(continuation=continuation, kernel=kernel, advantage=advantage, loss=loss)
     arms = schedule.arms(num_steps=8, group=GROUP, iteration=ITERATION, iterations=ITERATIONS, seed=SEED)
@@ -123,12 +124,14 @@ def test_equals_algorithm_one(name, num_prompts, beta):
     samples = naive.iterate(policy, recipe, GRID, arms, prompts, scorers, [1.0, 3.0], SEED, ITERATION, GROUP)
 
     row = {plan.noise_key[node]: e for e, node in enumerate(plan.actions)}
+    column = {(plan.noise_key[leaf], stream): plan.leaves.index(leaf) for leaf, stream in plan.readings}
     for p, of_prompt in enumerate(samples):
         for sample in of_prompt:
+            read = rewards[p, [column[sample.steps[-1].key, stream] for stream in range(plan.num_streams)]]
+            torch.testing.assert_close(read, torch.tensor(sample.rewards, dtype=torch.float64), rtol=0, atol=1e-10)
             for step in sample.steps:
                 if step.sigma_next > 0:
-                    assert float(adv[p, row[step.key]]) == pytest.approx(sample.advantage, abs=1e-5)
-                    sample.advantage = float(adv[p, row[step.key]])
+                    assert float(adv[p, row[step.key]]) == pytest.approx(sample.advantage, abs=1e-10)
     for update in updates:
 
         def is_trained(position, key, actions=update.actions):
@@ -140,7 +143,7 @@ def test_equals_algorithm_one(name, num_prompts, beta):
 
 
 def test_one_forward_per_decision_serves_all_siblings():
-    plan, _, (update,) = ours(TinyPolicy(), ALGORITHMS["recipes/g2rpo"], PpoClip(), num_prompts=2)
+    plan, _, _, (update,) = ours(TinyPolicy(), ALGORITHMS["recipes/g2rpo"], PpoClip(), num_prompts=2)
     assert update.forwards == 2 * len(plan.decisions) == 8
     assert int(update.tally.sums["actions"]) == 2 * len(plan.actions) == 32
 
@@ -163,7 +166,7 @@ def test_the_first_update_starts_at_ratio_one():
 def test_padding_weighs_nothing():
     policy = TinyPolicy()
     parts = ALGORITHMS["recipes/g2rpo"]
-    _, _, (plain,) = ours(policy, parts, PpoClip(), 2)
+    *_, (plain,) = ours(policy, parts, PpoClip(), 2)
     original = Learner.accumulate
 
     def padded(self, *args, num_sites, **kwargs):
@@ -171,7 +174,7 @@ def test_padding_weighs_nothing():
 
     Learner.accumulate = padded
     try:
-        _, _, (with_padding,) = ours(policy, parts, PpoClip(), 2)
+        *_, (with_padding,) = ours(policy, parts, PpoClip(), 2)
     finally:
         Learner.accumulate = original
     for a, b in zip(plain.gradient, with_padding.gradient, strict=True):
@@ -181,7 +184,7 @@ def test_padding_weighs_nothing():
 
 
 def test_fraction_is_drawn_per_sample_and_prompt():
-    plan, _, updates = ours(TinyPolicy(), ALGORITHMS["recipes/dance_grpo"], PpoClip(), 3)
+    plan, *_, updates = ours(TinyPolicy(), ALGORITHMS["recipes/dance_grpo"], PpoClip(), 3)
     trained = [{e for update in updates for e in update.actions[p]} for p in range(3)]
     for actions in trained:
         assert len(actions) == GROUP * int(0.6 * 7)

@@ -40,7 +40,7 @@ class TinyPolicy:
         torch.save(self.module.state_dict(), folder / "tiny.pt")
 
     def decode(self, x):
-        return x.float().sigmoid().reshape(len(x), 3, 2, 1)
+        return x.sigmoid().reshape(len(x), 3, 2, 1)
 
     @contextmanager
     def reference(self):
