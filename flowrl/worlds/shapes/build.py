@@ -1,22 +1,24 @@
 """Reproduces the embedded world's weights from a seed, in resumable stages:
 
-    data -> vae -> transformer -> package -> auditor -> measure
+    data -> vae -> transformer -> fresh -> refine -> package -> auditor -> measure
 
 A stage whose output belongs to the same settings, sources and earlier stages is skipped; a killed long stage goes on
-from its checkpoint.
+from its checkpoint. Several GPUs may share the transformer's stages: ``torchrun -m flowrl world build shapes --stage
+refine``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from flowrl import atomic
 from flowrl.errors import UserError, did_you_mean, listing
@@ -45,7 +47,9 @@ SOURCES = (
     "truth",
 )
 """The modules that the data depend on."""
-STAGES = ("data", "vae", "transformer", "package", "auditor", "measure")
+STAGES = ("data", "vae", "transformer", "fresh", "refine", "package", "auditor", "measure")
+TOGETHER = ("transformer", "refine")
+"""The stages that several ranks train together."""
 
 
 def build(
@@ -86,17 +90,21 @@ class Builder:
     ) -> None:
         self.output, self.settings, self.log = output, settings, log
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
         self._limits: Any = {"time_limit": None if minutes is None else 60 * minutes, "log": log}
         values = asdict(settings)
         own = {
             "data": ("seed", "num_scenes", "wrong"),
             "vae": ("sizes", "vae_steps", "vae_batch", "vae_lr", "kl_weight", "warmup", "ema"),
             "transformer": ("sizes", "steps", "batch", "lr", "warmup", "ema", "shift", "even", "guidance"),
+            "fresh": ("seed", "num_scenes", "refine_wrong"),
+            "refine": ("refine_steps", "refine_lr", "batch", "warmup", "ema", "shift", "even", "guidance"),
             "package": (),
             "auditor": ("auditor_steps", "auditor_batch", "lr", "warmup", "ema"),
             "measure": ("num_prompts", "num_audited"),
         }
-        needs = {"data": (), "vae": ("data",), "transformer": ("data", "vae"), "package": ("transformer",)}
+        needs = {"data": (), "vae": ("data",), "transformer": ("data", "vae"), "fresh": ()}
+        needs |= {"refine": ("transformer", "fresh"), "package": ("refine",)}
         needs |= {"auditor": ("data", "vae"), "measure": ("package", "auditor")}
         self.needs: dict[str, tuple[str, ...]] = needs
         here = Path(__file__).parent
@@ -105,7 +113,7 @@ class Builder:
         for name in STAGES:
             upstream = [self.stages[need].digest for need in needs[name]]
             about = {key: values[key] for key in own[name]}
-            drawn = source_digest(sources) if name == "data" else ""
+            drawn = source_digest(sources) if name in ("data", "fresh") else ""
             self.stages[name] = Stage(output / name, digest(name, about, upstream, drawn), log)
 
     def run(self, name: str) -> dict[str, Any]:
@@ -117,6 +125,10 @@ class Builder:
         for need in self.needs[name]:
             if not self.stages[need].done():
                 raise UserError(f"{self.output}: stage {name} needs {need}, which is not there for these settings")
+        if self.rank:
+            if name in TOGETHER:
+                getattr(self, f"_{name}")(stage, {})
+            return {}
         self.log(f"{name}: runs on {self.device}")
         with stage.running() as record:
             getattr(self, f"_{name}")(stage, record)
@@ -133,24 +145,37 @@ class Builder:
 
     def _transformer(self, stage: Stage, record: dict[str, Any]) -> None:
         pipeline = build_pipeline(self.settings.sizes, vocabulary(), seed=self.settings.seed)
+        self._train_flow(pipeline, self.stages["data"], self.settings, stage, record)
+
+    def _fresh(self, stage: Stage, record: dict[str, Any]) -> None:
+        settings = replace(self.settings, seed=self.settings.seed + 1, wrong=self.settings.refine_wrong)
+        make_dataset(stage.folder, settings)
+        record["num_scenes"] = settings.num_scenes
+
+    def _refine(self, stage: Stage, record: dict[str, Any]) -> None:
+        from diffusers import FluxPipeline
+
+        pipeline = FluxPipeline.from_pretrained(self.stages["transformer"].folder / "pipeline")
+        for part in (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2):
+            part.requires_grad_(True)
+        settings = replace(self.settings, steps=self.settings.refine_steps, lr=self.settings.refine_lr)
+        self._train_flow(pipeline, self.stages["fresh"], settings, stage, record)
+
+    def _train_flow(self, pipeline: Any, data: Stage, settings: Settings, stage: Stage, record: dict[str, Any]) -> None:
         pipeline.vae = self.vae()
-        latents = encode_all(pipeline.vae, self.images, self.device)
-        captions = json.loads((self.stages["data"].folder / "captions.json").read_text(encoding="utf-8"))
-        record["losses"] = train_flow(
-            pipeline,
-            latents,
-            captions,
-            self.settings,
-            self.device,
-            stage.checkpoint,
-            **self._limits,
-        )
+        images = np.load(data.folder / "images.npy", mmap_mode="c")
+        captions = json.loads((data.folder / "captions.json").read_text(encoding="utf-8"))
+        latents = encode_all(pipeline.vae, images, self.device)
+        losses = train_flow(pipeline, latents, captions, settings, self.device, stage.checkpoint, **self._limits)
+        record["losses"] = losses
         record["hardware"] = hardware(self.device)
-        with atomic.new_folder(stage.folder / "pipeline") as temporary:
-            save_pipeline(pipeline, temporary)
+        record["gpus"] = dist.get_world_size() if dist.is_initialized() else 1
+        if self.rank == 0:
+            with atomic.new_folder(stage.folder / "pipeline") as temporary:
+                save_pipeline(pipeline, temporary)
 
     def _package(self, stage: Stage, record: dict[str, Any]) -> None:
-        source = self.stages["transformer"].folder / "pipeline"
+        source = self.stages["refine"].folder / "pipeline"
         with atomic.new_folder(self.output / "pipeline") as temporary:
             for file in sorted(source.rglob("*")):
                 if file.is_file():

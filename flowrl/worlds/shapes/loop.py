@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from flowrl import atomic
@@ -31,7 +32,8 @@ class Loop:
     """Trains modules with AdamW; its state is a file, so a killed loop goes on.
 
     Each step draws from a generator seeded by (seed, name, step) alone: a resumed loop takes the steps that an
-    uninterrupted one takes.
+    uninterrupted one takes. Where torch.distributed is initialised, every rank draws a batch of its own and gradients
+    are averaged; the first rank logs and saves.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Loop:
         self.ema_decay, self.seed, self.device = ema, seed, device
         self.checkpoint, self.checkpoint_every, self.log = checkpoint, checkpoint_every, log
         self.capture = capture and device.type == "cuda"
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.parameters = [p for p in modules.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -73,11 +77,12 @@ class Loop:
         weights = [parameter.detach() for parameter in self.parameters]
         gradients = self._eager(loss)
         while step < self.steps:
-            generator.manual_seed(derive_seed(self.seed, self.name, step))
+            generator.manual_seed(derive_seed(self.seed, self.name, step, *([self.rank] if self.rank else [])))
             inputs = batch(generator)
             if step == start and self.capture:
                 gradients = self._captured_if_possible(loss, inputs)
             terms = gradients(inputs)
+            self._average_gradients()
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(step, peak=self.lr, warmup=self.warmup, steps=self.steps)
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -97,6 +102,15 @@ class Loop:
         with torch.no_grad():
             torch._foreach_copy_(weights, self.average)
         return self.history
+
+    def _average_gradients(self) -> None:
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def _eager(self, loss: Loss) -> Callable[[Tensors], Tensors]:
         def gradients(inputs: Tensors) -> Tensors:
@@ -139,6 +153,10 @@ class Loop:
 
     def _fit(self, done: int, seconds_per_step: float, seconds_left: float) -> None:
         fitting = done + max(1, int(0.97 * seconds_left / seconds_per_step))
+        if self.world > 1:  # all ranks take as many steps as the first
+            agreed = torch.tensor([fitting], device=self.device)
+            dist.broadcast(agreed, 0)
+            fitting = int(agreed)
         if fitting < self.steps:
             self.log(
                 f"{self.name}: {fitting} of {self.steps} steps fit the time ({1e3 * seconds_per_step:.1f} ms each)"
@@ -151,6 +169,8 @@ class Loop:
         return time.monotonic()
 
     def _record(self, done: int, terms: Tensors, seconds: float) -> None:
+        if self.rank:
+            return
         values = {name: round(value.detach().item(), 6) for name, value in terms.items()}
         self.history.append({"step": done, **values, "seconds": round(seconds, 1)})
         self.log(f"{self.name} {done}/{self.steps} {values} {seconds:.0f} s")
@@ -165,6 +185,8 @@ class Loop:
         }
 
     def _save(self, done: int) -> None:
+        if self.rank:
+            return
         with atomic.replacing(self.checkpoint) as temporary:
             torch.save({"done": done, **self._state()}, temporary)
 

@@ -22,7 +22,7 @@ class Sizes:
 
     image_size: int = 64
     text_length: int = 32
-    latent_channels: int = 8
+    latent_channels: int = 4
     vae_channels: tuple[int, ...] = (12, 24, 32)  # one level per factor of 2, and one more
     text_width: int = 96
     text_layers: int = 2

@@ -37,6 +37,10 @@ class Settings:
     wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.25))
     compile: bool = True  # the transformer's blocks, on CUDA
 
+    refine_steps: int = 16_000  # from there on, with fresh scenes
+    refine_lr: float = 7e-4
+    refine_wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.12))
+
     auditor_steps: int = 3000
     auditor_batch: int = 256
 
@@ -54,6 +58,7 @@ class Settings:
             vae_steps=6,
             vae_batch=16,
             steps=6,
+            refine_steps=6,
             batch=16,
             warmup=2,
             auditor_steps=6,
