@@ -124,18 +124,20 @@ def train(
 ) -> None:
     """Train a model by a recipe."""
     from flowrl.launch import is_first_rank, is_rank, run
+    from flowrl.output import check_output
     from flowrl.recipe import load_recipe
 
     loaded = load_recipe(recipe, model=model, rewards=rewards, overrides=overrides or ())
     if dry_run:
         _print_dry_run(loaded)
         return
+    folder = output or Path("runs") / "-".join(filter(None, (loaded.source_path.stem, loaded.model_name)))
     if processes > 1 and not is_rank():
+        check_output(folder, resume)
         raise typer.Exit(run(sys.argv[1:], processes))
     from flowrl.run import train as train_by
     from flowrl.summary import describe
 
-    folder = output or Path("runs") / "-".join(filter(None, (loaded.source_path.stem, loaded.model_name)))
     summary = train_by(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
     if is_first_rank():
         typer.echo("\n".join(describe(summary)))

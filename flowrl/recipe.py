@@ -230,6 +230,8 @@ class Recipe(Section):
 
     def check_plans(self) -> None:
         """Compile every plan that the run will come to (of a very long one, of its beginning), as :meth:`plan` does."""
+        with self._explained("rewards", 0):
+            _check_weights([reward.weight for reward in self.rewards.values()], self.advantage.mixing)
         seen: set[str] = set()
         for iteration in range(min(self.run.iterations, MAX_CHECKED_ITERATIONS)):
             arms = repr(self.arms(iteration))
@@ -349,6 +351,13 @@ def _depends_on_iterations(old: Mapping[str, Any], new: Mapping[str, Any]) -> st
         if planned != schedule.arms(iteration=iteration, iterations=new["run"]["iterations"], **shape):
             return "schedule"
     return None
+
+
+def _check_weights(weights: Sequence[float], mixing: str) -> None:
+    if not any(weights):
+        raise ValueError("every weight is 0; at least one reward needs another")
+    if mixing == "weighted_advantages" and sum(weights) <= 0:
+        raise ValueError(f"mixing weighted_advantages divides by the sum of the weights, which is {sum(weights):g}")
 
 
 def _is_paired(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -32,6 +32,7 @@ from flowrl.errors import RunFailed, UserError
 from flowrl.heldout import HeldOut, evaluate
 from flowrl.interrupt import DropIteration, Interrupt
 from flowrl.launch import is_first_rank
+from flowrl.output import LOCK, RECIPE, check_output
 from flowrl.pictures import BeforeAfter, curves, grid, sample_grid
 from flowrl.progress import Progress
 from flowrl.protocols import Scorer
@@ -41,10 +42,8 @@ from flowrl.tracking import Tracking, read_rows
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
 
-RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
-LOCK = ".lock"
 
 
 def train(
@@ -203,10 +202,10 @@ class _Session:
             self.tracking.log_image(iteration, "samples", path)
 
     def _save(self) -> None:
-        iteration = self.trainer.iteration
+        state, iteration = self.trainer.state(), self.trainer.iteration
         if self.is_main:
             try:
-                checkpoint.save(self.output / CHECKPOINTS, self.trainer.state(), keep=self.recipe.run.keep_checkpoints)
+                checkpoint.save(self.output / CHECKPOINTS, state, keep=self.recipe.run.keep_checkpoints)
             except OSError as error:
                 raise RunFailed(f"the state after iteration {iteration} cannot be written: {error}") from error
         self.trainer.accelerator.wait_for_everyone()
@@ -289,7 +288,7 @@ class _Session:
             output=self.output,
             iteration=self.trainer.iteration,
             iterations=self.recipe.run.iterations,
-            held_out=changes(self.output) if self.is_main else {},
+            held_out=changes(self.output) if self.is_main and resume is None else {},
             num_prompts=len(self.test_prompts),
             device=device_name(self.trainer.device),
             signal=None if signal is None else int(signal),
@@ -306,15 +305,11 @@ def _test_prompts(recipe: Recipe) -> list[Prompt]:
 
 def _prepare(recipe: Recipe, output: Path, resume: bool) -> checkpoint.Found | None:
     """Refuse a folder in use and a recipe that is not the one that was begun; find where to go on."""
-    began = output / RECIPE
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; name a folder")
+    if is_first_rank():
+        check_output(output, resume)
     if not resume:
-        if is_first_rank() and output.is_dir() and any(path.name != LOCK for path in output.iterdir()):
-            raise UserError(f"--output {output} is in use; name another folder, or go on with it by --resume")
         return None
-    if not began.is_file():
-        raise UserError(f"--resume: {output} holds no run ({RECIPE} is missing); start it without --resume")
+    began = output / RECIPE
     found = checkpoint.newest(output / CHECKPOINTS)
     if found.path is None:
         if found.skipped:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowrl.data import load_prompts
 from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.output import RECIPE
 from flowrl.policies.flux import Flux
 from flowrl.policies.pipeline_folder import HUB_ID, digest, locate, read_json
 from flowrl.policies.quiet import quietly
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 Sigmas = Literal["pipeline", "recipe"]
-RUN_RECIPE = "recipe.yaml"
 RUN_WEIGHTS = ("weights_ema", "weights")  # the first there is: what the run's evaluation measured
 BATCH_PIXELS = 1 << 18
 """Pixels that are drawn at once: 64 images of 64x64, 1 of 720x720."""
@@ -53,8 +53,8 @@ class Source:
 def find_source(model_or_run: str) -> Source:
     """A run's folder, the name or file of a model fragment, or a pipeline's folder or hub id."""
     folder = Path(model_or_run)
-    if (folder / RUN_RECIPE).is_file():
-        recipe = load_recipe(folder / RUN_RECIPE)
+    if (folder / RECIPE).is_file():
+        recipe = load_recipe(folder / RECIPE)
         weights = next((folder / name for name in RUN_WEIGHTS if (folder / name).is_dir()), None)
         if weights is None:
             raise UserError(f"{folder} holds no weights yet: its training has not ended; go on with --resume")
@@ -68,7 +68,7 @@ def find_source(model_or_run: str) -> Source:
         return Source(Flux(source=model_or_run))
     known = model_names()
     raise UserError(
-        f"{model_or_run!r} is neither a run's folder (with {RUN_RECIPE}), a model ({listing(known)}), "
+        f"{model_or_run!r} is neither a run's folder (with {RECIPE}), a model ({listing(known)}), "
         f"a pipeline's folder, nor a hub id 'owner/name'{did_you_mean(model_or_run, known)}"
     )
 

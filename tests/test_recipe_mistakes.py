@@ -64,6 +64,11 @@ def mistake_in(text: str) -> str:
             ["own.yaml: train: ", "updates 2", "(in iteration 7)"],
         ),
         ("schedule: {kind: sliding_window, width: 2, strategy: decay}", ["own.yaml: schedule: ", "hold is sweep"]),
+        ("rewards: {gold: {weight: 0}}", ["own.yaml: rewards: every weight is 0"]),
+        (
+            "advantage: {kind: broadcast, mixing: weighted_advantages}\nrewards: {gold: {weight: -1}}",
+            ["own.yaml: rewards: mixing weighted_advantages", "which is -1"],
+        ),
         ("loss: {clip_high: .inf}", ["own.yaml: loss.clip_high: must be a finite number, got inf"]),
         ("optimizer: {lr: .inf}", ["own.yaml: optimizer.lr: must be a finite number, got inf"]),
         ("rewards: {gold: {weight: .nan}}", ["own.yaml: rewards.gold.weight: must be a finite number, got nan"]),

@@ -1,0 +1,24 @@
+"""A run's output folder: what is in it that others look for, and whether a run may write there.
+
+Only the standard library, so that a mistake is told before anything heavy is imported or started.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowrl.errors import UserError
+
+RECIPE = "recipe.yaml"
+LOCK = ".lock"
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Raise UserError where ``output`` is no folder, is in use by another run or, to be resumed, holds none."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder")
+    if resume:
+        if not (output / RECIPE).is_file():
+            raise UserError(f"--resume: {output} holds no run ({RECIPE} is missing); start it without --resume")
+    elif output.is_dir() and any(path.name != LOCK for path in output.iterdir()):
+        raise UserError(f"--output {output} is in use; name another folder, or go on with it by --resume")
