@@ -171,6 +171,7 @@ class Trainer:
         recipe, world = self.recipe, self.accelerator.num_processes
         partitions = [recipe.partition(plan, self.iteration, position) for position in range(recipe.rollout.prompts)]
         logged: list[dict[str, float]] = []
+        checked: dict[str, float] = {}
         training_forwards = 0
         for update in range(recipe.train.updates):
             chosen = [partition[update] for partition in partitions]
@@ -184,13 +185,13 @@ class Trainer:
             )
             training_forwards += num_sites * world
             found = self._reduced(tally)
-            self._self_check(found)
+            checked |= self._self_check(found)
             found |= self._step(found["loss"])
             logged.append(found)
         total = {name: sum(found[name] for found in logged) for name in ("actions", "skipped_updates")}
         mean = {name: sum(found[name] for found in logged) / len(logged) for name in logged[0] if name not in total}
         worst = {name: max(found[name] for found in logged) for name in ("ratio_error", "mean_drift")}
-        return mean | worst | total | {"training_forwards": float(training_forwards)}
+        return mean | worst | total | checked | {"training_forwards": float(training_forwards)}
 
     def _most_sites(self, plan: Plan, chosen: Sequence[tuple[int, ...]]) -> int:
         """The largest number of decisions that a rank trains in this update; every rank knows all ranks' shares."""
@@ -260,10 +261,10 @@ class Trainer:
         means = {name: value / count for name, value in found.items()}
         return means | {"actions": count} | dict(zip(tally.maxima, maxima, strict=True))
 
-    def _self_check(self, found: Mapping[str, float]) -> None:
+    def _self_check(self, found: Mapping[str, float]) -> dict[str, float]:
         """Before the first step the training forward must repeat the rollout's transitions: the ratio starts at 1."""
         if self._checked:
-            return
+            return {}
         self._checked = True
         bound = self.recipe.run.self_check_bound or SELF_CHECK_BOUND[self.recipe.run.precision]
         drift = found["mean_drift"]
@@ -275,6 +276,7 @@ class Trainer:
                 "train mode that changes its output (dropout), conditions or adapters that differ between rollout and "
                 "training, a lower precision in one of the two. run.self_check_bound sets another bound"
             )
+        return {"self_check": drift}
 
     def _lr_factor(self, step: int) -> float:
         """Linear warm-up, then constant, linear to 0 or half a cosine to 0, over the run's optimiser steps."""
