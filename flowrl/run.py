@@ -18,7 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -104,7 +104,8 @@ class _Session:
             self._save_if_newer()
         except RunFailed as failure:
             if self.trainer.intact:
-                self._save_if_newer()
+                with suppress(RunFailed):  # of a save that has failed already
+                    self._save_if_newer()
             raise RunFailed(f"{failure}. {self._how_to_resume()}") from failure
         return self._summary(self._how_to_resume())
 

@@ -14,6 +14,7 @@ import yaml
 from flowrl import checkpoint
 from flowrl.recipe import load_recipe
 from flowrl.run import Summary, train
+from flowrl.tracking import read_rows
 
 TINY = {
     "name": "tiny",
@@ -60,6 +61,12 @@ def start(recipe: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flowrl", "train", str(recipe), "--output", str(output), *arguments]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def rows_of(output: Path) -> list[dict[str, object]]:
+    """The rows of a run's metrics without what depends on the clock or on how often the run was started."""
+    ignored = {"seconds", "seconds/rollout", "seconds/train", "self_check"}
+    return [{key: value for key, value in row.items() if key not in ignored} for row in read_rows(output)]
 
 
 def final_parameters(output: Path) -> dict[str, torch.Tensor]:

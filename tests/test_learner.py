@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import naive
 import pytest
 import torch
+from test_engine import roll
 from tiny import TinyPolicy, TinyScorer, prompts_of
 
 from flowrl.advantages.broadcast import Broadcast
@@ -181,6 +182,19 @@ def test_padding_weighs_nothing():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert with_padding.forwards == plain.forwards + 3
     assert int(with_padding.tally.sums["actions"]) == int(plain.tally.sums["actions"])
+
+
+def test_a_rank_with_nothing_to_train_runs_along_and_weighs_nothing():
+    policy = TinyPolicy()
+    plan, rollout, _, _ = roll("g2rpo", policy=policy)
+    policy.calls.clear()
+    cond, advantage = policy.encode(prompts_of(3)), torch.ones(3, len(plan.actions))
+    tally = Learner(policy, FlowSde(), PpoClip(), microbatch=2).accumulate(
+        plan, rollout, cond, advantage, [], num_sites=3, scale=1.0
+    )
+    assert policy.calls == [2, 1]
+    assert not any(parameter.grad.any() for parameter in policy.module.parameters())
+    assert float(tally.sums["actions"]) == 0
 
 
 def test_fraction_is_drawn_per_sample_and_prompt():

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import final_parameters, run, start, write_recipe
+from runs import final_parameters, rows_of, run, start, write_recipe
 
 from flowrl.errors import RunFailed, UserError
 from flowrl.tracking import read_rows
@@ -44,12 +44,7 @@ def test_a_repeat_is_equal_and_a_stopped_run_resumes_bit_for_bit(tmp_path):
     assert resumed.finished
     whole, parts = final_parameters(tmp_path / "whole"), final_parameters(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    ignored = {"seconds", "seconds/rollout", "seconds/train", "self_check"}  # once per start
-    rows = [
-        [{k: v for k, v in row.items() if k not in ignored} for row in read_rows(tmp_path / n)]
-        for n in ("whole", "parts")
-    ]
-    assert rows[0] == rows[1]
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys):
@@ -189,7 +184,8 @@ def test_an_iteration_is_dropped_and_those_before_it_are_kept(tmp_path, argument
 def test_two_processes_are_one(tmp_path):
     """The same updates with the same global batch: 4 prompts on 1 process, 2 + 2 on two, 3 + padding on odd counts."""
     for prompts in (4, 3):
-        recipe = write_recipe(tmp_path / f"p{prompts}", rollout={"prompts": prompts}, run={"iterations": 3})
+        settings = {"iterations": 3, "sample_every": 3, "num_samples": 5}
+        recipe = write_recipe(tmp_path / f"p{prompts}", rollout={"prompts": prompts}, run=settings)
         one, two = tmp_path / f"one{prompts}", tmp_path / f"two{prompts}"
         run(recipe, one)
         process = start(recipe, two, "--processes", "2")
@@ -198,6 +194,9 @@ def test_two_processes_are_one(tmp_path):
         a, b = final_parameters(one), final_parameters(two)
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=0.05 * 1e-3)
+        pictures = [torch.load(out / "evaluation" / "before.pt", weights_only=True) for out in (one, two)]
+        torch.testing.assert_close(torch.stack(pictures[0]), torch.stack(pictures[1]), rtol=0, atol=1e-6)
+        assert (two / "samples" / "iteration_000003.png").is_file()
         first, second = ([row for row in read_rows(out) if "reward" in row] for out in (one, two))
         for x, y in zip(first, second, strict=True):
             assert y["reward"] == pytest.approx(x["reward"], abs=1e-6)
