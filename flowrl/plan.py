@@ -191,6 +191,19 @@ class Plan:
                 )
         return tuple(number[key] for key in keys)
 
+    def leaf_groups(self, by: Peers) -> tuple[tuple[int, ...], ...]:
+        """Columns of the leaves that are judged together by a scorer of scope ``group``: those of one stream whose
+        last actions are peers; in a plan without actions, those of one stream. Streams whose paths coincide share a
+        group; a leaf may be in two where they coincide in part."""
+        row = {node: i for i, node in enumerate(self.actions)}
+        column = {node: i for i, node in enumerate(self.leaves)}
+        peer = self.peers(by) if self.actions else ()
+        groups: dict[tuple[int, int], list[int]] = {}
+        for leaf, stream in self.readings:
+            last = next((row[node] for node in self.ancestry(leaf) if node in row), None)
+            groups.setdefault((stream, -1 if last is None else peer[last]), []).append(column[leaf])
+        return tuple(dict.fromkeys(map(tuple, groups.values())))
+
 
 class _Grower:
     """Grows a plan; :meth:`child` returns the existing node where one is the same random variable."""

@@ -91,7 +91,7 @@ class _Session:
         """The iteration after which the newest checkpoint was written."""
         self.scorers: dict[str, Scorer] = {}
         if test_prompts:
-            self.scorers = {name: s.load(trainer.device) for name, s in self.recipe.evaluation.scorers.items()}
+            self.scorers = {name: trainer.load_scorer(s) for name, s in self.recipe.evaluation.scorers.items()}
 
     def run(self, found: checkpoint.Found | None, stop_after: int | None) -> Summary:
         """Begin or go on, to the end or until asked to stop."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.credit import Rewards
+from flowrl.plan import Peers, Plan
 from flowrl.protocols import Policy, Scorer
 from flowrl.types import Prompt, Scores
 
@@ -18,8 +19,9 @@ from flowrl.types import Prompt, Scores
 class Scoring:
     """Collects the rewards of a rollout; ``add`` is the engine's ``on_leaves``.
 
-    Scorers of scope ``group`` judge all leaves of a prompt together, so their images are held (as bytes, on the CPU)
-    until :meth:`rewards`. ``images`` keeps those of the first ``keep_images`` prompts, by (prompt, leaf column).
+    A scorer of scope ``group`` judges the leaves of a group together (:meth:`flowrl.plan.Plan.leaf_groups`, by
+    ``peers``), so images are held for it, as bytes on the CPU, until :meth:`rewards`. ``images`` keeps those of the
+    first ``keep_images`` prompts, by (prompt, leaf column).
     """
 
     def __init__(
@@ -28,13 +30,15 @@ class Scoring:
         scorers: Mapping[str, Scorer],
         weights: Mapping[str, float],
         prompts: Sequence[Prompt],
-        num_leaves: int,
+        plan: Plan,
+        peers: Peers,
         *,
         keep_images: int = 0,
     ) -> None:
-        self.policy, self.scorers, self.prompts = policy, dict(scorers), prompts
+        self.policy, self.scorers, self.prompts, self.plan = policy, dict(scorers), prompts, plan
+        self.peers: Peers = peers
         self.weights = tuple(weights[name] for name in scorers)
-        shape = (len(prompts), num_leaves, len(scorers))
+        shape = (len(prompts), len(plan.leaves), len(scorers))
         self.values = torch.zeros(shape, dtype=torch.float64)
         self.valid = torch.zeros(shape, dtype=torch.bool)
         self.parts: dict[str, Tensor] = {}  # [P, L], NaN where there is no answer
@@ -57,11 +61,13 @@ class Scoring:
 
     def rewards(self) -> Rewards:
         """What all scorers said, [P, L, R]."""
-        for r, (name, scorer) in enumerate(self.scorers.items()):
-            if scorer.scope == "group":
-                for p, prompt in enumerate(self.prompts):
-                    rows = [(p, column) for column in range(self.values.shape[1])]
-                    images = torch.stack([self._held[row] for row in rows]) / 255
+        judges = [(r, name, s) for r, (name, s) in enumerate(self.scorers.items()) if s.scope == "group"]
+        groups = self.plan.leaf_groups(self.peers) if judges else ()
+        for p, prompt in enumerate(self.prompts if judges else ()):
+            for columns in groups:
+                rows = [(p, column) for column in columns]
+                images = torch.stack([self._held[row] for row in rows]) / 255
+                for r, name, scorer in judges:
                     self._record(r, name, rows, scorer.score(images, [prompt] * len(rows)))
         self._held.clear()
         return Rewards(self.values, self.valid, tuple(self.scorers), self.weights)

@@ -27,7 +27,7 @@ from flowrl.errors import RunFailed
 from flowrl.learner import Learner, Tally, sites_of
 from flowrl.noise import Noise
 from flowrl.plan import Plan
-from flowrl.protocols import Policy
+from flowrl.protocols import Policy, Scorer, ScorerConfig
 from flowrl.recipe import Recipe
 from flowrl.scoring import Scoring
 from flowrl.seeds import derive_seed
@@ -91,7 +91,8 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(derive_seed(recipe.run.seed, "initialisation"))  # LoRA factors
         self.policy: Policy = recipe.model.load(self.device)
-        self.scorers = {name: reward.scorer.load(self.device) for name, reward in recipe.rewards.items()}
+        self._loaded: list[tuple[ScorerConfig, Scorer]] = []
+        self.scorers = {name: self.load_scorer(reward.scorer) for name, reward in recipe.rewards.items()}
         self.parameters = {name: p for name, p in self.policy.module.named_parameters() if p.requires_grad}
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -114,6 +115,14 @@ class Trainer:
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
         self._checked = False
+
+    def load_scorer(self, config: ScorerConfig) -> Scorer:
+        """The scorer, loaded once however many rewards and monitors share its config."""
+        for known, scorer in self._loaded:
+            if known == config:
+                return scorer
+        self._loaded.append((config, config.load(self.device)))
+        return self._loaded[-1][1]
 
     # ---- the algorithm
 
@@ -151,7 +160,7 @@ class Trainer:
 
     def _roll_out(self, plan: Plan, batch: Batch) -> tuple[Rollout, Scoring]:
         weights = {name: reward.weight for name, reward in self.recipe.rewards.items()}
-        scoring = Scoring(self.policy, self.scorers, weights, batch.prompts, len(plan.leaves))
+        scoring = Scoring(self.policy, self.scorers, weights, batch.prompts, plan, self.recipe.advantage.peers)
         rollout = execute(
             plan,
             self.policy,

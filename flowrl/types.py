@@ -21,7 +21,7 @@ class Prompt:
 
     text: str
     index: int
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Scores(NamedTuple):

@@ -18,6 +18,7 @@ from flowrl.schedules.singular import Singular
 from flowrl.schedules.sliding_window import SlidingWindow
 from flowrl.scoring import Scoring
 from flowrl.sigmas import Grid
+from flowrl.types import Scores
 
 GRID = Grid(8, 3.0)
 PLANS = {
@@ -36,7 +37,7 @@ def roll(name, *, num_prompts=3, group=4, max_batch=16, leaf_batch=5, positions=
     positions = list(range(num_prompts)) if positions is None else positions
     prompts = [prompts_of(10)[i] for i in positions]
     policy = policy or TinyPolicy()
-    scoring = Scoring(policy, {"a": TinyScorer(0), "b": TinyScorer(1)}, {"a": 1.0, "b": 1.0}, prompts, len(plan.leaves))
+    scoring = Scoring(policy, {"a": TinyScorer(0), "b": TinyScorer(1)}, {"a": 1.0, "b": 1.0}, prompts, plan, "prompt")
     rollout = execute(
         plan,
         policy,
@@ -109,3 +110,37 @@ def test_equivalent_algorithms_are_equal(left, right):
         del PLANS[name]
     assert torch.equal(a.next, b.next)
     assert torch.equal(rewards_a.values, rewards_b.values)
+
+
+class RankScorer:
+    """A group scorer: the share of the group's images that are darker, and how many were judged together."""
+
+    scope = "group"
+
+    def score(self, images, prompts):
+        assert len(set(prompts)) == 1
+        brightness = images.flatten(1).mean(1)
+        values = (brightness[:, None] > brightness[None]).double().mean(1)
+        ones = torch.ones(len(images), dtype=torch.bool)
+        return Scores(values, ones, {"size": torch.full((len(images),), float(len(images)))})
+
+
+@pytest.mark.parametrize(
+    ("name", "peers", "size"),
+    [("g2rpo", "parent", 4), ("dance", "step", 4), ("mix", "step", 4), ("flow_grpo", "prompt", 4)],
+)
+def test_group_scorers_judge_peers_of_one_stream_together(name, peers, size):
+    policy, prompts = TinyPolicy(), prompts_of(2)
+    schedule, continuation = PLANS[name]
+    arms = schedule.arms(num_steps=8, group=4, iteration=0, iterations=6, seed=0)
+    plan = compile_plan(GRID, arms, continuation.paths)
+    scoring = Scoring(policy, {"rank": RankScorer()}, {"rank": 1.0}, prompts, plan, peers)
+    where = {"positions": [0, 1], "on_leaves": scoring.add, "device": torch.device("cpu"), "dtype": torch.float64}
+    execute(plan, policy, policy.encode(prompts), FlowSde(), Noise(0, 0), **where)
+    rewards = scoring.rewards()
+    assert rewards.valid.all()
+    assert (scoring.parts["rank/size"] == size).all()
+    groups = plan.leaf_groups(peers)
+    assert sorted(column for columns in groups for column in columns) == list(range(len(plan.leaves)))
+    for columns in groups:
+        assert sorted(rewards.values[0, list(columns), 0].tolist()) == pytest.approx([i / size for i in range(size)])

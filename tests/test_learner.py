@@ -75,7 +75,7 @@ def ours(policy, parts, loss, num_prompts, max_batch=9, microbatch=5):
     plan = compile_plan(GRID, arms, continuation.paths)
     prompts = prompts_of(num_prompts)
     cond = policy.encode(prompts)
-    scoring = Scoring(policy, {"a": TinyScorer(0), "b": TinyScorer(1)}, {"a": 1.0, "b": 3.0}, prompts, len(plan.leaves))
+    scoring = Scoring(policy, {"a": TinyScorer(0), "b": TinyScorer(1)}, {"a": 1.0, "b": 3.0}, prompts, plan, "prompt")
     positions = list(range(num_prompts))
     rollout = execute(
         plan,

@@ -19,7 +19,8 @@ class SlidingWindow(Schedule, kind="sliding_window"):
 
     - ``strategy``: ``progressive`` holds every place equally long; ``decay`` shortens the hold linearly from ``hold``
       to ``min_hold`` with the start; ``exp_decay`` holds ``hold exp(-rate relu(start - threshold))``; ``random`` draws
-      a seeded start for every hold, from all of the grid or its first half (Flow-GRPO-Fast).
+      a seeded start for every hold, from all of the grid or its first half (Flow-GRPO-Fast); ``frozen`` stays at
+      step 0, whatever the hold (MixGRPO-Flash*).
     - ``hold: sweep`` spreads the run's iterations evenly, so that a run of any length visits every full window once
       (25 iterations a place at the paper's 300 iterations, T = 16, w = 4).
     - ``last_step`` bounds the noisy steps: T-2 (what the published comment intends) or T-3 (what its code does).
@@ -29,7 +30,7 @@ class SlidingWindow(Schedule, kind="sliding_window"):
 
     width: int = Field(default=4, ge=1)
     stride: int = Field(default=1, ge=1)
-    strategy: Literal["progressive", "random", "decay", "exp_decay"] = "progressive"
+    strategy: Literal["progressive", "random", "decay", "exp_decay", "frozen"] = "progressive"
     hold: int | Literal["sweep"] = "sweep"
     min_hold: int = Field(default=1, ge=1)
     rate: float = Field(default=0.1, gt=0)
@@ -54,6 +55,8 @@ class SlidingWindow(Schedule, kind="sliding_window"):
         return (Arm({**dict.fromkeys(window, 1), start: group}),)
 
     def _start(self, end: int, num_steps: int, iteration: int, iterations: int, seed: int) -> int:
+        if self.strategy == "frozen":
+            return 0
         if self.strategy == "random":
             held = 1 if self.hold == "sweep" else self.hold
             highest = end - self.width
