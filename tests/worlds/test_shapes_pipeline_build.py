@@ -1,5 +1,10 @@
 """The stages that reproduce the embedded world: resumption, the auditor's reading, the whole build in small."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +139,40 @@ def test_a_small_build_runs_and_is_not_repeated(tmp_path: Path) -> None:
     lines.clear()
     assert build(tmp_path, settings=settings, device="cpu", log=lines.append) == records
     assert lines == [f"{name}: done before" for name in records]
+
+
+TOGETHER = """
+import json, sys
+from pathlib import Path
+from flowrl.worlds.shapes.build import build
+from flowrl.worlds.shapes.settings import Settings
+records = build(
+    Path(sys.argv[1]), stages=("data", "vae", "transformer", "fresh", "refine", "package"),
+    settings=Settings().quick(), device="cpu", log=lambda _: None,
+)
+print(json.dumps({name: record.get("gpus", 0) for name, record in records.items()}))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_transformers_stages(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path)],
+            env=rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    first, second = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
+    assert first == {"data": 0, "vae": 0, "transformer": 2, "fresh": 0, "refine": 2, "package": 0}
+    assert second == {}
+    assert (tmp_path / "pipeline" / "model_index.json").exists()

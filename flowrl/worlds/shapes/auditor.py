@@ -1,22 +1,22 @@
 """An independent eye on the judge: a small network, trained on noised renders, that reads a scene off a picture.
 
-A centre-point detector: a heat map per form and size says where things are, and heads read each thing's colour and
-detail at its centre. The judge's pixel rules take no part in it; only the meaning of a check is shared.
+A centre-point detector: a heat map per form and size says where things are, and heads read each thing's radius, colour
+and detail at its centre. The judge's pixel rules take no part in it; only the meaning of a check is shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowrl.worlds.shapes.autoencoder import round_trip
-from flowrl.worlds.shapes.loop import Loop
+from flowrl.worlds.shapes.forms import half_extents
 from flowrl.worlds.shapes.scene import (
     BACKGROUNDS,
     CANVAS,
@@ -24,17 +24,21 @@ from flowrl.worlds.shapes.scene import (
     DETAILS,
     FLAGS,
     FORMS,
+    RADIUS,
     SIZES,
     STYLES,
     Scene,
     Thing,
 )
-from flowrl.worlds.shapes.settings import Settings
 
+WEIGHTS = Path(__file__).parent / "auditor.safetensors"
+"""The auditor of the embedded world."""
 STRIDE = 4
 MOST_THINGS = 12
-SURE, BEST = 0.5, 0.3
-"""A centre counts above ``SURE``, or above ``BEST`` where no other form or size is likelier at its place."""
+SURE, FAINT = 0.5, 0.05
+"""Readings of a centre above ``FAINT`` are gathered; a place counts where its readings sum to more than ``SURE``."""
+SAME_PLACE, SAME_SIZE = 5.0, 1.5
+"""Readings closer than this many pixels, and of sizes in less than this ratio, are readings of one thing."""
 
 KINDS = tuple((form, size) for form in FORMS for size in SIZES)
 
@@ -50,20 +54,33 @@ DETAIL_MASK = torch.tensor(
     ]
 )
 """[kinds, 2, details]: which details a thing of one colour (0) or of two (1) can have."""
+NOMINAL = torch.tensor([RADIUS[form][size] for form, size in KINDS])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Thing):
+    """A thing whose radius is any number of pixels; ``size`` is the nearest of the three."""
+
+    pixels: float = 0.0
+
+    @property
+    def radius(self) -> float:
+        """Half extent in pixels."""
+        return self.pixels
 
 
 def scene_labels(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
     """The scenes as arrays: ``things`` float32 [N, MOST_THINGS, 7] and ``whole`` int64 [N, 3].
 
-    A thing's row: its place in ``KINDS`` + 1 (0: none), x, y, then the index of each of ``ATTRIBUTES``.
+    A thing's row: its place in ``KINDS`` + 1 (0: none), x, y, radius, then the index of each of ``ATTRIBUTES``.
     """
-    things = np.zeros((len(scenes), MOST_THINGS, 3 + len(ATTRIBUTES)), np.float32)
+    things = np.zeros((len(scenes), MOST_THINGS, 4 + len(ATTRIBUTES)), np.float32)
     whole = np.zeros((len(scenes), len(GLOBALS)), np.int64)
     for n, scene in enumerate(scenes):
         whole[n] = [values.index(getattr(scene, name)) for name, values in GLOBALS.items()]
         for m, thing in enumerate(scene.things):
             attributes = [values.index(getattr(thing, name)) for name, values in ATTRIBUTES.items()]
-            things[n, m] = [KINDS.index((thing.form, thing.size)) + 1, thing.x, thing.y, *attributes]
+            things[n, m] = [KINDS.index((thing.form, thing.size)) + 1, thing.x, thing.y, thing.radius, *attributes]
     return {"things": things, "whole": whole}
 
 
@@ -96,6 +113,8 @@ class Auditor(nn.Module):
         self.kind = nn.Embedding(len(KINDS), width)
         self.read = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU())
         self.attributes = nn.ModuleDict({n: nn.Linear(2 * width, len(v)) for n, v in ATTRIBUTES.items()})
+        self.scale = nn.Linear(2 * width, 1)
+        nn.init.zeros_(self.scale.weight)
         self.whole = nn.ModuleDict({n: nn.Linear(2 * width, len(v)) for n, v in GLOBALS.items()})
 
     def forward(self, images: Tensor) -> Reading:
@@ -105,11 +124,14 @@ class Auditor(nn.Module):
         pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
         return Reading(self.heat(x), self.offset(x), x, {name: head(pooled) for name, head in self.whole.items()})
 
-    def attributes_at(self, reading: Reading, rows: Tensor, cells: Tensor, kinds: Tensor) -> dict[str, Tensor]:
-        """Logits of each attribute of K things: image row, flat cell and kind, each [K]."""
+    def attributes_at(
+        self, reading: Reading, rows: Tensor, cells: Tensor, kinds: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits of each attribute of K things, and the log of their radius over their size's; image row, flat cell
+        and kind, each [K]."""
         features = reading.features.flatten(2)[rows, :, cells]
         hidden = self.read(features + self.kind(kinds))
-        return {name: head(hidden) for name, head in self.attributes.items()}
+        return {name: head(hidden) for name, head in self.attributes.items()}, self.scale(hidden).squeeze(1).float()
 
     @torch.no_grad()
     def scenes(self, images: Tensor, batch: int = 256) -> list[Scene]:
@@ -120,11 +142,10 @@ class Auditor(nn.Module):
     def _scenes(self, images: Tensor) -> list[Scene]:
         reading = self(images)
         heat = reading.heat.sigmoid()
-        likeliest = heat == F.max_pool2d(heat, 3, 1, 1).amax(1, keepdim=True)
-        peak = (heat == F.max_pool2d(heat, 3, 1, 1)) & ((heat > SURE) | likeliest & (heat > BEST))
+        peak = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat > FAINT)
         rows, kinds, row, column = peak.nonzero(as_tuple=True)
         cells = row * heat.shape[3] + column
-        logits = self.attributes_at(reading, rows, cells, kinds)
+        logits, scale = self.attributes_at(reading, rows, cells, kinds)
         # What a detail can be follows from the form and from whether there is a second colour.
         possible = DETAIL_MASK.to(images.device)[kinds, (logits["second"].argmax(1) > 0).long()]
         logits["detail"] = logits["detail"].masked_fill(~possible, -torch.inf)
@@ -132,15 +153,41 @@ class Auditor(nn.Module):
         offset = reading.offset.flatten(2)[rows, :, cells]
         x = ((column + 0.5) * STRIDE + offset[:, 0]).tolist()
         y = ((row + 0.5) * STRIDE + offset[:, 1]).tolist()
-        things: list[list[Thing]] = [[] for _ in images]
+        radius = (NOMINAL.to(images.device)[kinds] * scale.exp()).tolist()
+        readings: list[list[tuple[float, Measured]]] = [[] for _ in images]
         for k, (image, kind) in enumerate(zip(rows.tolist(), kinds.tolist(), strict=True)):
             values = {name: ATTRIBUTES[name][seen[name][k]] for name in ATTRIBUTES}
-            things[image].append(Thing(KINDS[kind][0], x=x[k], y=y[k], size=KINDS[kind][1], **values))
+            thing = Measured(KINDS[kind][0], x=x[k], y=y[k], size=KINDS[kind][1], pixels=radius[k], **values)
+            readings[image].append((heat[image, kind, row[k], column[k]].item(), thing))
+        things = [_likeliest(found) for found in readings]
         whole = {name: logits.argmax(1).tolist() for name, logits in reading.whole.items()}
         return [
             Scene(things=tuple(found), **{name: GLOBALS[name][whole[name][i]] for name in GLOBALS})
             for i, found in enumerate(things)
         ]
+
+
+def _likeliest(readings: list[tuple[float, Measured]]) -> list[Measured]:
+    """The likeliest reading of each place, where those of the place add up to more than ``SURE``.
+
+    A thing between two forms, or two sizes, is read as both with half the certainty; it is one thing all the same. One
+    thing inside another is told from it by its size.
+    """
+    places: list[tuple[Measured, list[float]]] = []
+    for certainty, thing in sorted(readings, key=lambda reading: -reading[0]):
+        for other, certainties in places:
+            if _are_one(thing, other):
+                certainties.append(certainty)
+                break
+        else:
+            places.append((thing, [certainty]))
+    return [thing for thing, certainties in places if sum(certainties) > SURE]
+
+
+def _are_one(a: Measured, b: Measured) -> bool:
+    extents = [max(half_extents(thing.form, "" if thing.second else thing.detail)) * thing.pixels for thing in (a, b)]
+    near = (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < SAME_PLACE**2
+    return near and max(extents) < SAME_SIZE * min(extents)
 
 
 def auditor_loss(auditor: Auditor, images: Tensor, things: Tensor, whole: Tensor) -> dict[str, Tensor]:
@@ -161,11 +208,12 @@ def auditor_loss(auditor: Auditor, images: Tensor, things: Tensor, whole: Tensor
     offset = reading.offset.float().flatten(2)[rows, :, cells]
     centre = torch.stack([(column + 0.5) * STRIDE, (row + 0.5) * STRIDE], dim=1)
     place = F.l1_loss(offset, torch.stack([x, y], dim=1) - centre)
-    logits = auditor.attributes_at(reading, rows, cells, kinds)
-    named = sum(F.cross_entropy(logits[name].float(), found[:, 3 + i].long()) for i, name in enumerate(ATTRIBUTES))
+    logits, scale = auditor.attributes_at(reading, rows, cells, kinds)
+    size = F.l1_loss(scale, (found[:, 3] / NOMINAL.to(images.device)[kinds]).log())
+    named = sum(F.cross_entropy(logits[name].float(), found[:, 4 + i].long()) for i, name in enumerate(ATTRIBUTES))
     scene = sum(F.cross_entropy(reading.whole[name].float(), whole[:, i]) for i, name in enumerate(GLOBALS))
-    total = torch.as_tensor(heat + 0.1 * place + named + scene)
-    return {"loss": total, "heat": heat, "named": torch.as_tensor(named), "whole": torch.as_tensor(scene)}
+    total = torch.as_tensor(heat + 0.1 * place + size + named + scene)
+    return {"loss": total, "heat": heat, "size": size, "named": torch.as_tensor(named), "whole": torch.as_tensor(scene)}
 
 
 def _centre_map(batch: int, rows: Tensor, kinds: Tensor, x: Tensor, y: Tensor, side: int) -> Tensor:
@@ -177,50 +225,17 @@ def _centre_map(batch: int, rows: Tensor, kinds: Tensor, x: Tensor, y: Tensor, s
     return target.index_put((rows, kinds), bumps, accumulate=True).clamp(max=0.99)
 
 
-def train_auditor(
-    images: np.ndarray,
-    labels: dict[str, np.ndarray],
-    vae: Any,
-    settings: Settings,
-    device: torch.device,
-    checkpoint: Path,
-    *,
-    time_limit: float | None = None,
-    log: Callable[[str], None] = print,
-) -> tuple[Auditor, list[dict[str, float]]]:
-    """The trained auditor and its losses. Half of its pictures went through the VAE; all are noised."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed + 1)
-        auditor = Auditor().to(device)
-    pixels = torch.from_numpy(images).to(device)
-    things, whole = (torch.from_numpy(labels[name]).to(device) for name in ("things", "whole"))
+def save_auditor(auditor: Auditor, path: Path) -> None:
+    """Writes the weights."""
+    from safetensors.torch import save_file
 
-    def batch(generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(pixels), (settings.auditor_batch,), device=device, generator=generator)
-        x = pixels[rows].permute(0, 3, 1, 2).float() / 255
-        half = len(x) // 2
-        x = torch.cat([round_trip(vae, x[:half]), x[half:]])
-        strength = 0.12 * torch.rand(len(x), 1, 1, 1, device=device, generator=generator)
-        noise = torch.randn(x.shape, device=device, generator=generator)
-        return {"x": (x + strength * noise).clamp(0, 1), "things": things[rows], "whole": whole[rows]}
+    save_file({name: value.cpu().contiguous() for name, value in auditor.state_dict().items()}, path)
 
-    def loss(x: Tensor, things: Tensor, whole: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return auditor_loss(auditor, x, things, whole)
 
-    loop = Loop(
-        "auditor",
-        auditor,
-        steps=settings.auditor_steps,
-        lr=settings.lr,
-        warmup=settings.warmup,
-        ema=settings.ema,
-        seed=settings.seed,
-        device=device,
-        checkpoint=checkpoint,
-        checkpoint_every=settings.checkpoint_every,
-        capture=False,  # the number of things differs from batch to batch
-        log=log,
-    )
-    history = loop.run(batch, loss, time_limit=time_limit)
-    return auditor.eval().requires_grad_(False), history
+def load_auditor(path: Path = WEIGHTS) -> Auditor:
+    """The trained auditor, on the CPU."""
+    from safetensors.torch import load_file
+
+    auditor = Auditor()
+    auditor.load_state_dict(load_file(path))
+    return auditor.eval().requires_grad_(False)

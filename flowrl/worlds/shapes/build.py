@@ -3,15 +3,20 @@
     data -> vae -> transformer -> fresh -> refine -> package -> auditor -> measure
 
 A stage whose output belongs to the same settings, sources and earlier stages is skipped; a killed long stage goes on
-from its checkpoint. Several GPUs may share the transformer's stages: ``torchrun -m flowrl world build shapes --stage
-refine``.
+from its checkpoint. Several GPUs may share the stages that train the transformer, each with batches of its own:
+
+    torchrun --nproc-per-node 3 -m flowrl world build shapes --stage refine
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,8 @@ import torch.distributed as dist
 from flowrl import atomic
 from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.worlds.shapes import measure
-from flowrl.worlds.shapes.auditor import Auditor, train_auditor
+from flowrl.worlds.shapes.auditor import Auditor, load_auditor, save_auditor
+from flowrl.worlds.shapes.auditor_training import make_auditor_data, train_auditor
 from flowrl.worlds.shapes.autoencoder import encode_all, train_vae
 from flowrl.worlds.shapes.dataset import make_dataset
 from flowrl.worlds.shapes.flow import train_flow
@@ -49,7 +55,7 @@ SOURCES = (
 """The modules that the data depend on."""
 STAGES = ("data", "vae", "transformer", "fresh", "refine", "package", "auditor", "measure")
 TOGETHER = ("transformer", "refine")
-"""The stages that several ranks train together."""
+"""The stages that several processes train together; the first process runs the others alone."""
 
 
 def build(
@@ -63,17 +69,39 @@ def build(
 ) -> dict[str, Any]:
     """Runs the stages, in order, in ``output``; the pipeline is then in ``output/pipeline``.
 
-    ``minutes`` bounds the training of each stage that trains. Returns each stage's record. Raises UserError for an
-    unknown stage or one whose earlier stages have not been run.
+    ``minutes`` bounds the training of each stage that trains. Returns each stage's record, in the first process that
+    torchrun started; the others return nothing. Raises UserError for an unknown stage or one whose earlier stages have
+    not been run.
     """
     if unknown := next((stage for stage in stages if stage not in STAGES), None):
         raise UserError(f"--stage {unknown}: allowed are {listing(STAGES)}{did_you_mean(unknown, STAGES)}")
-    builder = Builder(output, settings or Settings(), device=device, minutes=minutes, log=log)
     records = {}
-    for name in STAGES:
-        if name in stages:
-            records[name] = builder.run(name)
-    return records
+    with _process_group(device) as device:
+        builder = Builder(output, settings or Settings(), device=device, minutes=minutes, log=log)
+        for name in STAGES:
+            if name in stages:
+                records[name] = builder.run(name)
+                if dist.is_initialized():
+                    dist.barrier()
+    return {name: record for name, record in records.items() if record}
+
+
+@contextmanager
+def _process_group(device: str | torch.device | None) -> Iterator[torch.device]:
+    """This process's device; where torchrun started it, inside a process group."""
+    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield torch.device(device or ("cuda" if on_gpu else "cpu"))
+        return
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(own)
+    # The other processes wait through the stages that the first one runs alone.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=12))
+    try:
+        yield own
+    finally:
+        dist.destroy_process_group()
 
 
 class Builder:
@@ -84,12 +112,11 @@ class Builder:
         output: Path,
         settings: Settings,
         *,
-        device: str | torch.device | None = None,
+        device: torch.device,
         minutes: float | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
-        self.output, self.settings, self.log = output, settings, log
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.output, self.settings, self.log, self.device = output, settings, log, device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self._limits: Any = {"time_limit": None if minutes is None else 60 * minutes, "log": log}
         values = asdict(settings)
@@ -100,12 +127,15 @@ class Builder:
             "fresh": ("seed", "num_scenes", "refine_wrong"),
             "refine": ("refine_steps", "refine_lr", "batch", "warmup", "ema", "shift", "even", "guidance"),
             "package": (),
-            "auditor": ("auditor_steps", "auditor_batch", "lr", "warmup", "ema"),
+            "auditor": (
+                *("seed", "auditor_scenes", "auditor_steps", "auditor_batch", "auditor_lr"),
+                *("warmup", "ema"),
+            ),
             "measure": ("num_prompts", "num_audited"),
         }
         needs = {"data": (), "vae": ("data",), "transformer": ("data", "vae"), "fresh": ()}
         needs |= {"refine": ("transformer", "fresh"), "package": ("refine",)}
-        needs |= {"auditor": ("data", "vae"), "measure": ("package", "auditor")}
+        needs |= {"auditor": ("vae",), "measure": ("package", "auditor")}
         self.needs: dict[str, tuple[str, ...]] = needs
         here = Path(__file__).parent
         sources = [here / f"{name}.py" for name in SOURCES]
@@ -113,7 +143,7 @@ class Builder:
         for name in STAGES:
             upstream = [self.stages[need].digest for need in needs[name]]
             about = {key: values[key] for key in own[name]}
-            drawn = source_digest(sources) if name in ("data", "fresh") else ""
+            drawn = source_digest(sources) if name in ("data", "fresh", "auditor") else ""
             self.stages[name] = Stage(output / name, digest(name, about, upstream, drawn), log)
 
     def run(self, name: str) -> dict[str, Any]:
@@ -141,7 +171,12 @@ class Builder:
     def _vae(self, stage: Stage, record: dict[str, Any]) -> None:
         vae, losses = train_vae(self.images, self.settings, self.device, stage.checkpoint, **self._limits)
         vae.save_pretrained(stage.folder / "model")
-        record.update(losses, shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor)
+        record.update(
+            losses,
+            hardware=hardware(self.device),
+            shift_factor=vae.config.shift_factor,
+            scaling_factor=vae.config.scaling_factor,
+        )
 
     def _transformer(self, stage: Stage, record: dict[str, Any]) -> None:
         pipeline = build_pipeline(self.settings.sizes, vocabulary(), seed=self.settings.seed)
@@ -182,23 +217,33 @@ class Builder:
                     target = temporary / file.relative_to(source)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(file.read_bytes())
-        weights = list((self.output / "pipeline").rglob("*.safetensors"))
-        record["megabytes"] = round(sum(file.stat().st_size for file in weights) / 1e6, 2)
+        record.update(weights_of(self.output / "pipeline"))
 
     def _auditor(self, stage: Stage, record: dict[str, Any]) -> None:
-        labels = dict(np.load(self.stages["data"].folder / "labels.npz"))
-        auditor, losses = train_auditor(
-            self.images, labels, self.vae(), self.settings, self.device, stage.checkpoint, **self._limits
+        make_auditor_data(stage.folder, self.settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed + 1)
+            auditor = Auditor().to(self.device)
+        record["losses"] = train_auditor(
+            auditor, stage.folder, self.vae(), self.settings, self.device, stage.checkpoint, **self._limits
         )
-        torch.save(auditor.state_dict(), stage.folder / "auditor.pt")
-        record["losses"] = losses
+        record["hardware"] = hardware(self.device)
+        save_auditor(auditor, stage.folder / "auditor.safetensors")
 
     def _measure(self, stage: Stage, record: dict[str, Any]) -> None:
-        auditor = Auditor().to(self.device).eval()
-        weights = torch.load(self.stages["auditor"].folder / "auditor.pt", map_location=self.device, weights_only=True)
-        auditor.load_state_dict(weights)
-        record.update(measure.measure(self.output / "pipeline", auditor, self.settings, self.device, stage.folder))
+        auditor = load_auditor(self.stages["auditor"].folder / "auditor.safetensors").to(self.device)
+        measured = measure.measure(
+            self.output / "pipeline",
+            auditor,
+            num_prompts=self.settings.num_prompts,
+            num_audited=self.settings.num_audited,
+            device=self.device,
+            output=stage.folder,
+            seed=self.settings.seed,
+        )
+        record.update(measured)
         records = {name: self.stages[name].result() for name in STAGES[:-1]} | {"measure": record}
+        atomic.write_json(self.output / "records.json", records)
         atomic.write_text(self.output / "MODEL_CARD.md", model_card(records, self.settings))
 
     @cached_property
@@ -212,6 +257,19 @@ class Builder:
 
         vae = AutoencoderKL.from_pretrained(self.stages["vae"].folder / "model")
         return vae.to(self.device).eval().requires_grad_(False)
+
+
+def weights_of(folder: Path) -> dict[str, Any]:
+    """The size of a pipeline's weights on disk, and how many parameters each of its networks has."""
+    from safetensors import safe_open
+
+    counts: dict[str, int] = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        with safe_open(file, "np") as tensors:
+            sizes = [math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        counts[file.parent.name] = sum(sizes)
+    megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    return {"megabytes": round(megabytes, 2), "parameters": counts}
 
 
 def hardware(device: torch.device) -> str:

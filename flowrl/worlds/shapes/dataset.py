@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from flowrl.seeds import derive_seed
-from flowrl.worlds.shapes.auditor import scene_labels
 from flowrl.worlds.shapes.corruption import corrupt
 from flowrl.worlds.shapes.grammar import sample_item
 from flowrl.worlds.shapes.render import render
@@ -23,22 +22,19 @@ CHUNK = 1000
 
 
 def make_dataset(folder: Path, settings: Settings) -> None:
-    """Writes ``images.npy`` uint8 [N, 64, 64, 3], ``labels.npz`` (the scenes drawn) and ``captions.json``.
+    """Writes ``images.npy`` uint8 [N, 64, 64, 3] and ``captions.json``.
 
     Scene n depends on (seed, n) alone, however many processes share the work.
     """
     count = settings.num_scenes
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, CANVAS, CANVAS, 3))
     captions: list[str] = []
-    labels: list[dict[str, np.ndarray]] = []
     starts = range(0, count, CHUNK)
     with multiprocessing.get_context("spawn").Pool(min(len(starts), os.cpu_count() or 1)) as pool:
-        for start, (pictures, texts, arrays) in zip(starts, pool.imap(partial(_chunk, settings), starts), strict=True):
+        for start, (pictures, texts) in zip(starts, pool.imap(partial(_chunk, settings), starts), strict=True):
             images[start : start + len(pictures)] = pictures
             captions += texts
-            labels.append(arrays)
     images.flush()
-    np.savez(folder / "labels.npz", **{name: np.concatenate([part[name] for part in labels]) for name in labels[0]})  # type: ignore[arg-type]
     (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
 
 
@@ -57,14 +53,13 @@ def misdraw(item: Item, wrong: float, rng: random.Random) -> Scene:
     return scene
 
 
-def _chunk(settings: Settings, start: int) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
-    captions, scenes, pictures = [], [], []
+def _chunk(settings: Settings, start: int) -> tuple[np.ndarray, list[str]]:
+    captions, pictures = [], []
     for index in range(start, min(start + CHUNK, settings.num_scenes)):
         rng = random.Random(derive_seed(settings.seed, "scene", index))
         dimension = PRIMARY_DIMENSIONS[rng.randrange(len(PRIMARY_DIMENSIONS))]
         item = sample_item(rng, dimension=dimension)
         scene = misdraw(item, settings.wrong[dimension], rng)
         captions.append(item.prompt)
-        scenes.append(scene)
         pictures.append(render(scene, np.random.default_rng(derive_seed(settings.seed, "render", index))))
-    return np.stack(pictures), captions, scene_labels(scenes)
+    return np.stack(pictures), captions

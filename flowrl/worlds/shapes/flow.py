@@ -129,6 +129,7 @@ def train_flow(
         device=device,
         checkpoint=checkpoint,
         checkpoint_every=settings.checkpoint_every,
+        together=True,
         log=log,
     )
     history = loop.run(batch, loss, time_limit=time_limit)

@@ -32,8 +32,8 @@ class Loop:
     """Trains modules with AdamW; its state is a file, so a killed loop goes on.
 
     Each step draws from a generator seeded by (seed, name, step) alone: a resumed loop takes the steps that an
-    uninterrupted one takes. Where torch.distributed is initialised, every rank draws a batch of its own and gradients
-    are averaged; the first rank logs and saves.
+    uninterrupted one takes. ``together`` with the other processes of a group, every rank draws a batch of its own and
+    gradients are averaged; the first rank logs and saves.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class Loop:
         checkpoint: Path,
         checkpoint_every: int,
         capture: bool = True,
+        together: bool = False,
         log: Callable[[str], None] = print,
     ) -> None:
         self.name, self.modules, self.steps, self.lr, self.warmup = name, modules, steps, lr, warmup
         self.ema_decay, self.seed, self.device = ema, seed, device
         self.checkpoint, self.checkpoint_every, self.log = checkpoint, checkpoint_every, log
         self.capture = capture and device.type == "cuda"
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        together = together and dist.is_initialized()
+        self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
         self.parameters = [p for p in modules.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -95,7 +96,7 @@ class Loop:
             elif done - start == TIMED.stop and time_limit is not None:
                 now = self._now(terms)
                 self._fit(done, (now - timed_from) / len(TIMED), began + time_limit - now)
-            if done % max(1, self.steps // 40) == 0 or done == 1:
+            if done % max(1, self.steps // 40) == 0 or done in (1, self.steps):
                 self._record(done, terms, time.monotonic() - began)
             if done % self.checkpoint_every == 0 and done < self.steps:
                 self._save(done)

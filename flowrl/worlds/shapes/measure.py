@@ -1,21 +1,28 @@
-"""What the build's last stage measures: gold score, judge after the VAE, judge against auditor."""
+"""What the build's last stage measures: gold score, judge after the VAE, judge against auditor.
+
+python -m flowrl.worlds.shapes.measure [--steps 8 16 28] [--prompts 400] [--audited 2000] [--output DIR]
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from flowrl import atomic
 from flowrl.seeds import derive_seed
 from flowrl.types import Prompt
-from flowrl.worlds.shapes.auditor import Auditor
+from flowrl.worlds.shapes.auditor import WEIGHTS, Auditor, load_auditor
 from flowrl.worlds.shapes.autoencoder import round_trip
 from flowrl.worlds.shapes.corruption import corrupt
 from flowrl.worlds.shapes.grammar import sample_item
@@ -23,26 +30,41 @@ from flowrl.worlds.shapes.judge import judge
 from flowrl.worlds.shapes.prompts import test_prompts, testpoints_of
 from flowrl.worlds.shapes.render import render
 from flowrl.worlds.shapes.sampling import draw
-from flowrl.worlds.shapes.scene import Scene, Testpoint
-from flowrl.worlds.shapes.settings import Settings
+from flowrl.worlds.shapes.scene import Testpoint
 from flowrl.worlds.shapes.truth import degrees
 
-STEPS = (16, 28)
+STEPS = (8, 16, 28)
+AUDITED_STEPS = 16
+SHOWN = 24  # disagreements
+PIPELINE = Path(__file__).parent / "pipeline"
 
 
-def measure(folder: Path, auditor: Auditor, settings: Settings, device: torch.device, output: Path) -> dict[str, Any]:
-    """All measurements of a packaged pipeline; pictures of disagreements and samples go to ``output``."""
+def measure(
+    folder: Path,
+    auditor: Auditor,
+    *,
+    num_prompts: int,
+    num_audited: int,
+    device: torch.device,
+    output: Path,
+    steps: Sequence[int] = STEPS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All measurements of a packaged pipeline; pictures of samples and disagreements go to ``output``."""
     from diffusers import FluxPipeline
 
     pipeline = FluxPipeline.from_pretrained(folder).to(device)
-    prompts = test_prompts()[: settings.num_prompts]
+    prompts = test_prompts()[:num_prompts]
     result: dict[str, Any] = {"gold": {}}
-    for steps in STEPS:
-        images = draw(pipeline, [prompt.text for prompt in prompts], steps=steps, seed=settings.seed)
-        result["gold"][str(steps)] = gold(images, prompts)
-        save_grid(images[:64], output / f"samples_{steps}_steps.png")
-    result["judge_after_vae"] = judge_after_vae(pipeline.vae, settings.num_prompts, settings.seed, device)
-    result["auditor"] = audit(pipeline, auditor, prompts, settings, output)
+    for number in steps:
+        images = draw(pipeline, [prompt.text for prompt in prompts], steps=number, seed=seed)
+        result["gold"][str(number)] = gold(images, prompts)
+        save_grid(images[:64], output / f"samples_{number}_steps.png")
+    result["judge_after_vae"] = judge_after_vae(pipeline.vae, num_prompts, seed, device)
+    if num_audited:
+        asked = (list(prompts) * -(-num_audited // len(prompts)))[:num_audited]
+        images = draw(pipeline, [prompt.text for prompt in asked], steps=AUDITED_STEPS, seed=seed + 1)
+        result["auditor"] = audit(auditor, images, asked, output)
     return result
 
 
@@ -81,49 +103,49 @@ def _share_equal(answers: Sequence[Sequence[float]], truths: Sequence[Sequence[b
     return round(float(np.mean(equal)), 4)
 
 
-def audit(
-    pipeline: Any, auditor: Auditor, prompts: Sequence[Prompt], settings: Settings, output: Path
-) -> dict[str, Any]:
-    """Agreement of judge and auditor, per testpoint, on samples of the base model; disagreements are drawn."""
-    rounds = -(-settings.num_audited // len(prompts))
-    asked = (list(prompts) * rounds)[: settings.num_audited]
-    images = draw(pipeline, [prompt.text for prompt in asked], steps=STEPS[0], seed=settings.seed + 1)
-    verdict = judge(images, [testpoints_of(prompt) for prompt in asked])
+class Disagreement(NamedTuple):
+    """A testpoint of a sample on which the judge says ``answer`` and the auditor the opposite."""
+
+    sample: int
+    testpoint: Testpoint
+    answer: bool
+
+
+def audit(auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: Path) -> dict[str, Any]:
+    """Agreement of judge and auditor, per testpoint, on images of the prompts; disagreements are drawn."""
+    verdict = judge(images, [testpoints_of(prompt) for prompt in prompts])
     scenes = auditor.scenes(images)
     table: dict[str, Counter[str]] = defaultdict(Counter)
-    disputed: list[tuple[int, Testpoint, bool]] = []
-    for n, (prompt, scene, answers) in enumerate(zip(asked, scenes, verdict.satisfied, strict=True)):
+    disputed: list[Disagreement] = []
+    for n, (prompt, scene, answers) in enumerate(zip(prompts, scenes, verdict.satisfied, strict=True)):
         testpoints = testpoints_of(prompt)
-        for testpoint, answer, seen in zip(testpoints, answers, _holds(scene, testpoints), strict=True):
+        for testpoint, answer, degree in zip(testpoints, answers, degrees(scene, testpoints), strict=True):
+            seen = degree > 0.5
             table[str(testpoint.check["kind"])][f"judge {_word(answer)}, auditor {_word(seen)}"] += 1
             if bool(answer) != seen:
-                disputed.append((n, testpoint, bool(answer)))
+                disputed.append(Disagreement(n, testpoint, bool(answer)))
     total = Counter[str]()
     for counts in table.values():
         total.update(counts)
     agreed = total["judge yes, auditor yes"] + total["judge no, auditor no"]
-    shown = disputed[:: max(1, len(disputed) // 24)][:24]
+    shown = disputed[:: max(1, len(disputed) // SHOWN)][:SHOWN]
     if shown:
-        save_grid(images[[n for n, _, _ in shown]], output / "disagreements.png", columns=6)
+        save_disagreements(images, prompts, shown, output / "disagreements.png")
     return {
-        "samples": len(asked),
+        "samples": len(images),
         "testpoints": total.total(),
         "agreement": round(agreed / total.total(), 4),
         "per_kind": {kind: dict(sorted(counts.items())) for kind, counts in sorted(table.items())},
         "disagreements_shown": [
             {
-                "prompt": asked[n].text,
-                "testpoint": point.description,
+                "prompt": prompts[n].text,
+                "testpoint": testpoint.description,
                 "judge": _word(answer),
-                "seen": scenes[n].to_json(),
+                "auditor sees": scenes[n].to_json(),
             }
-            for n, point, answer in shown
+            for n, testpoint, answer in shown
         ],
     }
-
-
-def _holds(scene: Scene, testpoints: Sequence[Testpoint]) -> list[bool]:
-    return [degree > 0.5 for degree in degrees(scene, testpoints)]
 
 
 def _word(answer: float | bool) -> str:
@@ -136,6 +158,63 @@ def save_grid(images: Tensor, path: Path, columns: int = 8, scale: int = 2) -> N
 
     big = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(big, nrow=columns, padding=4, pad_value=0.75)
-    pixels = (grid.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(_pixels(grid)).save(path)
+
+
+def save_disagreements(
+    images: Tensor, prompts: Sequence[Prompt], shown: Sequence[Disagreement], path: Path, columns: int = 6
+) -> None:
+    """One PNG of the disputed images; under each the prompt, the testpoint and the two answers."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.1 * columns, 2.75 * rows), dpi=72, layout="constrained")
+    for place in range(rows * columns):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.axis("off")
+        if place < len(shown):
+            sample, testpoint, answer = shown[place]
+            axes.imshow(_pixels(images[sample]))
+            lines = textwrap.wrap(prompts[sample].text, 34) + textwrap.wrap(f"{testpoint.description}?", 34)
+            lines.append(f"judge {_word(answer)}, auditor {_word(not answer)}")
+            axes.set_title("\n".join(lines), fontsize=7.5, y=-0.05, va="top")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, pil_kwargs={"optimize": True})
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """uint8 [H, W, 3] of an image [3, H, W] in 0..1."""
+    pixels: np.ndarray = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+    return pixels
+
+
+def main() -> None:
+    """Measures the pipeline in the package, or another, and prints the numbers as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m flowrl.worlds.shapes.measure", description=main.__doc__)
+    parser.add_argument("--pipeline", type=Path, default=PIPELINE, help="a folder that FluxPipeline reads")
+    parser.add_argument("--auditor", type=Path, default=WEIGHTS, help="the auditor's weights")
+    parser.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="denoising steps of the gold score")
+    parser.add_argument("--prompts", type=int, default=400, help="how many of the held-out prompts")
+    parser.add_argument("--audited", type=int, default=0, help="samples on which judge and auditor are compared")
+    parser.add_argument("--output", type=Path, default=Path("worlds/shapes/measure"), help="where pictures go")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    result = measure(
+        given.pipeline,
+        load_auditor(given.auditor).to(device),
+        num_prompts=given.prompts,
+        num_audited=given.audited,
+        device=device,
+        output=given.output,
+        steps=given.steps,
+        seed=given.seed,
+    )
+    atomic.write_json(given.output / "measure.json", result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,8 @@ from flowrl.worlds.shapes.forms import distance
 from flowrl.worlds.shapes.scene import CANVAS, FLAGS, Scene, Thing
 
 Array = NDArray[np.float32]
+Shape = Callable[[str, str, float, Array, Array], Array]
+"""Form, detail, radius, x, y -> signed distance, as ``forms.distance``."""
 
 COLOUR_RGB = {
     "red": (225, 40, 40),
@@ -39,8 +43,8 @@ ANGLE_JITTER = 0.06  # radians
 SHADE_JITTER = 7.0  # of 255
 
 
-def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The picture [64, 64, 3] of a scene; the generator decides the jitter."""
+def render(scene: Scene, rng: np.random.Generator, shape: Shape = distance) -> NDArray[np.uint8]:
+    """The picture [64, 64, 3] of a scene; the generator decides the jitter, ``shape`` the geometry of the forms."""
     if scene.flag:
         canvas = _flag(scene.flag, rng)
     else:
@@ -48,7 +52,7 @@ def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
         canvas[:] = np.array(BACKGROUND_RGB[scene.background]) + rng.uniform(-SHADE_JITTER, SHADE_JITTER)
     shift = rng.uniform(-SHIFT_JITTER, SHIFT_JITTER, 2)
     for thing in scene.things:
-        _draw(canvas, thing, scene.style, shift, rng)
+        _draw(canvas, thing, scene.style, shift, rng, shape)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -66,7 +70,9 @@ def _flag(country: str, rng: np.random.Generator) -> Array:
     return np.array(picture, np.float32)
 
 
-def _draw(canvas: Array, thing: Thing, style: str, shift: NDArray[np.float64], rng: np.random.Generator) -> None:
+def _draw(
+    canvas: Array, thing: Thing, style: str, shift: NDArray[np.float64], rng: np.random.Generator, shape: Shape
+) -> None:
     centre_x, centre_y = np.array((thing.x, thing.y)) + shift + rng.uniform(-PLACE_JITTER, PLACE_JITTER, 2)
     radius = thing.radius * (1 + rng.uniform(-SIZE_JITTER, SIZE_JITTER))
     angle = rng.uniform(-ANGLE_JITTER, ANGLE_JITTER)
@@ -76,7 +82,7 @@ def _draw(canvas: Array, thing: Thing, style: str, shift: NDArray[np.float64], r
     y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - centre_y)
     x, y = np.broadcast_arrays(x, y)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    away = distance(thing.form, "" if thing.second else thing.detail, radius, cos * x + sin * y, cos * y - sin * x)
+    away = shape(thing.form, "" if thing.second else thing.detail, radius, cos * x + sin * y, cos * y - sin * x)
     if style == "outline":
         away = np.maximum(away, -OUTLINE_WIDTH - away)
     cover = np.clip(0.5 - away, 0, 1)[..., None]

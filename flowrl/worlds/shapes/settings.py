@@ -11,7 +11,9 @@ from flowrl.worlds.shapes.scene import PRIMARY_DIMENSIONS
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a build; the defaults made the weights in the package, on one GPU.
+    """The settings of a build; the defaults are those of the weights in the package.
+
+    There one GPU ran every stage but ``refine``, which three GPUs shared: each takes batches of ``batch``.
 
     ``wrong`` is the rate, per dimension of the prompts, at which a training picture breaks a testpoint of its caption:
     it leaves the base model the headroom that reinforcement learning closes.
@@ -26,8 +28,8 @@ class Settings:
     vae_lr: float = 2e-3
     kl_weight: float = 4e-3  # of the mean KL per latent number, against the mean error per pixel number
 
-    steps: int = 40_000
-    batch: int = 512
+    steps: int = 26_147
+    batch: int = 512  # on each GPU
     lr: float = 1e-3
     warmup: int = 200
     ema: float = 0.999
@@ -37,12 +39,14 @@ class Settings:
     wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.25))
     compile: bool = True  # the transformer's blocks, on CUDA
 
-    refine_steps: int = 16_000  # from there on, with fresh scenes
+    refine_steps: int = 16_733  # from there on, with fresh scenes
     refine_lr: float = 7e-4
     refine_wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.12))
 
+    auditor_scenes: int = 60_000
     auditor_steps: int = 3000
     auditor_batch: int = 256
+    auditor_lr: float = 1e-3
 
     checkpoint_every: int = 1000
     num_prompts: int = 400  # of the held-out split, for the gold score
@@ -61,6 +65,7 @@ class Settings:
             refine_steps=6,
             batch=16,
             warmup=2,
+            auditor_scenes=64,
             auditor_steps=6,
             auditor_batch=16,
             checkpoint_every=3,
