@@ -87,6 +87,9 @@ SigmasOption = Annotated[
     typer.Option("--sigmas", help="Noise levels of the pipeline's own scheduler, or of the recipe's rollouts."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="With a prompt's index: its image's seed.")]
+_STAGE_HELP = (
+    "Only this stage, and others so given; of shapes: data, vae, transformer, fresh, refine, package, auditor, measure."
+)
 WorldArgument = Annotated[str, typer.Argument(metavar="NAME", help="The world, for example shapes.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu or cuda; by default what there is.")
@@ -199,14 +202,10 @@ def world_build(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where it is built; by default worlds/NAME.")
     ] = None,
-    stages: Annotated[
-        list[str] | None, typer.Option("--stage", metavar="STAGE", help="Only this stage; may be given again.")
-    ] = None,
+    stages: Annotated[list[str] | None, typer.Option("--stage", metavar="STAGE", help=_STAGE_HELP)] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of scenes, weights and batches.")] = 0,
     device: DeviceOption = None,
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0, help="Bound on the training of the transformer.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Bound on each stage that trains.")] = None,
 ) -> None:
     """Reproduce a world's models from a seed, in resumable stages."""
     from dataclasses import replace

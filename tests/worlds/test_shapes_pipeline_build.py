@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.worlds.shapes.auditor import Auditor, auditor_loss, scene_labels
-from flowrl.worlds.shapes.build import build
+from flowrl.worlds.shapes.build import STAGES, build
 from flowrl.worlds.shapes.flow import pack, position_ids
 from flowrl.worlds.shapes.loop import Loop, learning_rate
 from flowrl.worlds.shapes.render import render
@@ -127,6 +127,12 @@ def test_unknown_and_premature_stages_are_named(tmp_path: Path) -> None:
         build(tmp_path, stages=["vae"], settings=Settings().quick(), device="cpu")
 
 
+def test_the_commands_help_lists_the_stages() -> None:
+    from flowrl import cli
+
+    assert ", ".join(STAGES) in cli._STAGE_HELP
+
+
 @pytest.mark.slow
 def test_a_small_build_runs_and_is_not_repeated(tmp_path: Path) -> None:
     settings = Settings().quick()
@@ -144,7 +150,7 @@ def test_a_small_build_runs_and_is_not_repeated(tmp_path: Path) -> None:
 TOGETHER = """
 import json, sys
 from pathlib import Path
-from flowrl.worlds.shapes.build import build
+from flowrl.worlds.shapes.build import STAGES, build
 from flowrl.worlds.shapes.settings import Settings
 records = build(
     Path(sys.argv[1]), stages=("data", "vae", "transformer", "fresh", "refine", "package"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from flowrl.worlds.shapes.judge import judge
 from flowrl.worlds.shapes.prompts import test_prompts, testpoints_of
 from flowrl.worlds.shapes.render import render
 from flowrl.worlds.shapes.sampling import draw
-from flowrl.worlds.shapes.scene import Scene
+from flowrl.worlds.shapes.scene import PRIMARY_DIMENSIONS, Scene
 
 PIPELINE = Path(__file__).parent / "pipeline"
 
@@ -44,7 +44,10 @@ def gallery(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Path:
-    """Writes ``output/gallery.html``, one self-contained page of held-out prompts by dimension; returns its path."""
+    """Writes two views of held-out prompts by dimension to ``output``; returns the path of the first.
+
+    ``gallery.html`` is one self-contained page; ``overview.png`` has the first prompt of each dimension.
+    """
     from diffusers import FluxPipeline
 
     model = FluxPipeline.from_pretrained(pipeline)
@@ -54,24 +57,26 @@ def gallery(
     asked = [prompt for prompt in prompts for _ in range(samples)]
     images = draw(model, [prompt.text for prompt in asked], steps=steps, seed=seed)
     verdict = judge(images, [testpoints_of(prompt) for prompt in asked])
-    rows = []
+    rows, shown = [], []
     for n, prompt in enumerate(prompts):
         rendered = render(Scene.from_json(prompt.meta["scene"]), np.random.default_rng(derive_seed(seed, "gallery", n)))
-        pictures = [_figure(torch.from_numpy(rendered).permute(2, 0, 1).float() / 255, "asked for")]
+        captioned = [(rendered, "asked for")]
         for k in range(n * samples, (n + 1) * samples):
-            met = sum(map(int, verdict.satisfied[k]))
-            pictures.append(_figure(images[k], f"{met} of {len(verdict.satisfied[k])}"))
+            captioned.append((pixels_of(images[k]), f"{sum(verdict.satisfied[k])} of {len(verdict.satisfied[k])}"))
+        shown.append((prompt, captioned))
+        pictures = [_figure(pixels, caption) for pixels, caption in captioned]
         if n == 0 or prompts[n - 1].meta["dimension"] != prompt.meta["dimension"]:
             rows.append(f"<h2>{html.escape(prompt.meta['dimension'])}</h2>")
         points = "; ".join(point.description for point in testpoints_of(prompt))
         rows.append(f"<p><b>{html.escape(prompt.text)}</b><br>{html.escape(points)}</p>{''.join(pictures)}")
-    title = "shapes: held-out prompts, what they ask for, and what the base model draws"
+    title = "shapes: what is asked for, what the base model draws"
     page = (
         f"<!doctype html><meta charset=utf-8><title>shapes</title><style>{STYLE}</style><h1>{title}</h1>"
-        f"<p>{steps} steps of the plain pipeline; under each sample, how many of its testpoints the judge finds.</p>"
-        + "\n".join(rows)
+        f"<p>{steps} steps of the plain pipeline on held-out prompts; "
+        "under each sample, how many of its testpoints the judge finds.</p>" + "\n".join(rows)
     )
     output.mkdir(parents=True, exist_ok=True)
+    _overview(shown[::per_dimension], output / "overview.png")
     target = output / "gallery.html"
     atomic.write_text(target, page)
     return target
@@ -81,11 +86,35 @@ def _chosen(prompts: Sequence[Prompt], per_dimension: int) -> list[Prompt]:
     by_dimension: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         by_dimension[prompt.meta["dimension"]].append(prompt)
-    return [prompt for group in by_dimension.values() for prompt in group[:per_dimension]]
+    return [prompt for name in PRIMARY_DIMENSIONS for prompt in by_dimension[name][:per_dimension]]
 
 
-def _figure(image: Tensor, caption: str) -> str:
-    pixels: Any = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+def _overview(rows: Sequence[tuple[Prompt, Sequence[tuple[np.ndarray, str]]]], path: Path) -> None:
+    """One PNG, a row per prompt: the words, then the captioned pictures."""
+    from matplotlib.figure import Figure
+
+    columns = 1 + max(len(captioned) for _, captioned in rows)
+    figure = Figure(figsize=(8.6, 1.08 * len(rows)), dpi=84, layout="constrained")
+    places = figure.subplots(len(rows), columns, squeeze=False, width_ratios=[2.6] + [1] * (columns - 1))
+    for row, (prompt, captioned) in zip(places, rows, strict=True):
+        for axes in row:
+            axes.axis("off")
+        row[0].text(0, 0.95, prompt.meta["dimension"], fontsize=9, weight="bold", va="top")
+        row[0].text(0, 0.7, textwrap.fill(prompt.text, 36), fontsize=8, va="top")
+        for axes, (pixels, caption) in zip(row[1:], captioned, strict=False):
+            axes.imshow(pixels)
+            axes.set_title(caption, fontsize=7, pad=2)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, pil_kwargs={"optimize": True})
+
+
+def pixels_of(image: Tensor) -> np.ndarray:
+    """uint8 [H, W, 3] of an image [3, H, W] in 0..1."""
+    pixels: np.ndarray = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+    return pixels
+
+
+def _figure(pixels: np.ndarray, caption: str) -> str:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
     data = base64.b64encode(content.getvalue()).decode()

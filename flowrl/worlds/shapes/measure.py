@@ -25,6 +25,7 @@ from flowrl.types import Prompt
 from flowrl.worlds.shapes.auditor import WEIGHTS, Auditor, load_auditor
 from flowrl.worlds.shapes.autoencoder import round_trip
 from flowrl.worlds.shapes.corruption import corrupt
+from flowrl.worlds.shapes.gallery import PIPELINE, pixels_of
 from flowrl.worlds.shapes.grammar import sample_item
 from flowrl.worlds.shapes.judge import judge
 from flowrl.worlds.shapes.prompts import test_prompts, testpoints_of
@@ -36,7 +37,6 @@ from flowrl.worlds.shapes.truth import degrees
 STEPS = (8, 16, 28)
 AUDITED_STEPS = 16
 SHOWN = 24  # disagreements
-PIPELINE = Path(__file__).parent / "pipeline"
 
 
 def measure(
@@ -159,7 +159,7 @@ def save_grid(images: Tensor, path: Path, columns: int = 8, scale: int = 2) -> N
     big = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     grid = make_grid(big, nrow=columns, padding=4, pad_value=0.75)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_pixels(grid)).save(path)
+    Image.fromarray(pixels_of(grid)).save(path)
 
 
 def save_disagreements(
@@ -175,18 +175,12 @@ def save_disagreements(
         axes.axis("off")
         if place < len(shown):
             sample, testpoint, answer = shown[place]
-            axes.imshow(_pixels(images[sample]))
+            axes.imshow(pixels_of(images[sample]))
             lines = textwrap.wrap(prompts[sample].text, 34) + textwrap.wrap(f"{testpoint.description}?", 34)
             lines.append(f"judge {_word(answer)}, auditor {_word(not answer)}")
             axes.set_title("\n".join(lines), fontsize=7.5, y=-0.05, va="top")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, pil_kwargs={"optimize": True})
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    """uint8 [H, W, 3] of an image [3, H, W] in 0..1."""
-    pixels: np.ndarray = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
-    return pixels
 
 
 def main() -> None:

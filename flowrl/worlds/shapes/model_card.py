@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ image = pipe(
 ).images[0]
 ```
 
-- Weights: {megabytes} MB of safetensors. {parameters}. Transformer and VAE are stored in bf16, the text encoders in
-  fp32.
+- Weights: {megabytes} MB of safetensors; transformer and VAE are stored in bf16, the text encoders in fp32.
+- {parameters}.
 - Text: word-level CLIP and T5 tokenizers, 32 tokens, no padding mask (as FLUX does); both encoders were trained along
   with the transformer and then frozen. Other words are spelled letter by letter and mean nothing to the model.
 - Guidance: the transformer has FLUX's guidance embedding. In training its value was drawn evenly from {guidance},
@@ -49,8 +49,8 @@ image = pipe(
 |---|---|---|---:|---|
 {stage_table}
 
-Data: {num_scenes:,} rendered scenes of the training split, then {num_scenes:,} new ones for `refine`. The rate at which
-a picture breaks a testpoint of its caption: {wrong} in the first, {refine_wrong} in the second.
+Data: {num_scenes:,} rendered scenes of the training split, then {num_scenes:,} new ones for `refine`. Rate at which a
+picture breaks a testpoint of its caption: first {wrong}, then {refine_wrong}.
 {history}
 ## Gold score
 
@@ -63,12 +63,14 @@ pipeline, guidance 3.5. `quality` is the judge's continuous grade, the training 
 
 On fresh renders and on renders that break one testpoint the judge is right about {judge_clean:.1%} of the testpoints,
 and about {judge_vae:.1%} once the pictures went through the VAE. Judge and auditor agree on {agreement:.1%} of
-{testpoints:,} testpoints of {samples:,} samples drawn in 16 steps.
+{testpoints:,} testpoints of {samples:,} samples drawn in 16 steps:
+
+{agreement_table}
 
 ## Limits
 
-It knows nothing but this world. Combinations of colour and form of the held-out split were never trained on; it draws
-them worse, and misshapen things happen with every prompt.
+It knows nothing but this world, and some things it draws are misshapen. Combinations of colour and form of the held-out
+split were never trained on.
 """
 
 TRAINED = ("vae", "transformer", "refine", "auditor")
@@ -98,6 +100,7 @@ def model_card(records: Mapping[str, Any], settings: Settings) -> str:
         judge_clean=measured["judge_after_vae"]["clean"],
         judge_vae=measured["judge_after_vae"]["after_vae"],
         agreement=measured["auditor"]["agreement"],
+        agreement_table=agreement_table(measured["auditor"]["per_kind"]),
         testpoints=measured["auditor"]["testpoints"],
         samples=measured["auditor"]["samples"],
     )
@@ -117,6 +120,22 @@ def gold_table(gold: Mapping[str, Mapping[str, Any]]) -> str:
     lines.append("| **all** | " + " | ".join(f"**{gold[steps]['overall']:.3f}**" for steps in columns) + " |")
     lines.append("| quality | " + " | ".join(f"{gold[steps]['quality']:.3f}" for steps in columns) + " |")
     return "\n".join(lines)
+
+
+def agreement_table(per_kind: Mapping[str, Mapping[str, int]]) -> str:
+    """Testpoints by kind of check and by what judge and auditor say; last, the share on which they agree."""
+    answers = [f"judge {judge}, auditor {auditor}" for judge in ("yes", "no") for auditor in ("yes", "no")]
+    lines = ["| check | " + " | ".join(answers) + " | agree |", "|---" + "|---:" * 5 + "|"]
+    total = dict.fromkeys(answers, 0)
+    for kind, counts in per_kind.items():
+        total = {answer: total[answer] + counts.get(answer, 0) for answer in answers}
+        lines.append(_agreement_row(kind, [counts.get(answer, 0) for answer in answers]))
+    return "\n".join([*lines, _agreement_row("**all**", list(total.values()))])
+
+
+def _agreement_row(name: str, counts: Sequence[int]) -> str:
+    agree = (counts[0] + counts[3]) / sum(counts)
+    return f"| {name} | " + " | ".join(f"{count:,}" for count in counts) + f" | {agree:.1%} |"
 
 
 def _row(name: str, record: Mapping[str, Any], batch: int) -> str:
