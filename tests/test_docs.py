@@ -34,8 +34,6 @@ from flowrl.variant import Variant
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 ALGORITHMS = [name for name in PAGES if name.startswith("docs/algorithms/")]
-GENERATED = {"docs/images/before_after.png", "reports/shapes_study.md"}
-"""Written by a training run and by benchmarks/shapes_study.py, not by hand."""
 FAMILIES = (Schedule, Continuation, Kernel, Advantage, Loss)
 ALGORITHM_SECTIONS = ("schedule", "continuation", "kernel", "advantage", "loss", "train")
 pages = pytest.mark.parametrize("page", PAGES)
@@ -81,8 +79,6 @@ def test_links_lead_somewhere(page: str) -> None:
             continue
         name, _, anchor = target.partition("#")
         path = (PAGES[page].parent / name).resolve() if name else PAGES[page]
-        if str(path.relative_to(ROOT)) in GENERATED:
-            continue
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
 
