@@ -124,7 +124,7 @@ class Scorer(Protocol):
     """(image, prompt) -> number. The same object serves as training reward and as metric."""
 
     scope: Literal["image", "group"]
-    """``image``: each image alone; ``group``: the images of one prompt are judged together."""
+    """``image``: each image alone; ``group``: the images of one prompt whose actions are peers, together."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """``images`` [B, 3, H, W] in 0..1, one prompt per image."""
