@@ -26,19 +26,8 @@ CPU = torch.device("cpu")
 
 
 def _loop(model: nn.Module, checkpoint: Path, steps: int = 8) -> Loop:
-    return Loop(
-        "test",
-        model,
-        steps=steps,
-        lr=1e-2,
-        warmup=2,
-        ema=0.9,
-        seed=3,
-        device=CPU,
-        checkpoint=checkpoint,
-        checkpoint_every=3,
-        log=lambda _: None,
-    )
+    settings = Settings(warmup=2, ema=0.9, seed=3, checkpoint_every=3)
+    return Loop("test", model, settings, steps=steps, lr=1e-2, device=CPU, checkpoint=checkpoint, log=lambda _: None)
 
 
 def _linear() -> nn.Linear:

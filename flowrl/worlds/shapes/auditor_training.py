@@ -157,14 +157,11 @@ def train_auditor(
     loop = Loop(
         "auditor",
         auditor,
+        settings,
         steps=settings.auditor_steps,
         lr=settings.auditor_lr,
-        warmup=settings.warmup,
-        ema=settings.ema,
-        seed=settings.seed,
         device=device,
         checkpoint=checkpoint,
-        checkpoint_every=settings.checkpoint_every,
         capture=False,  # the number of things differs from batch to batch
         log=log,
     )

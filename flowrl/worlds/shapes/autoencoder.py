@@ -53,14 +53,11 @@ def train_vae(
     loop = Loop(
         "vae",
         vae,
+        settings,
         steps=settings.vae_steps,
         lr=settings.vae_lr,
-        warmup=settings.warmup,
-        ema=settings.ema,
-        seed=settings.seed,
         device=device,
         checkpoint=checkpoint,
-        checkpoint_every=settings.checkpoint_every,
         log=log,
     )
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):

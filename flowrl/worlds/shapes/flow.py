@@ -121,14 +121,11 @@ def train_flow(
     loop = Loop(
         "transformer",
         model,
+        settings,
         steps=settings.steps,
         lr=settings.lr,
-        warmup=settings.warmup,
-        ema=settings.ema,
-        seed=settings.seed,
         device=device,
         checkpoint=checkpoint,
-        checkpoint_every=settings.checkpoint_every,
         together=True,
         log=log,
     )

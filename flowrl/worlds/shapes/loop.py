@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowrl import atomic
 from flowrl.seeds import derive_seed
+from flowrl.worlds.shapes.settings import Settings
 
 TIMED = range(30, 90)  # steps of a run whose time tells how many fit; the first ones compile and warm up
 
@@ -40,22 +41,20 @@ class Loop:
         self,
         name: str,
         modules: nn.Module,
+        settings: Settings,
         *,
         steps: int,
         lr: float,
-        warmup: int,
-        ema: float,
-        seed: int,
         device: torch.device,
         checkpoint: Path,
-        checkpoint_every: int,
         capture: bool = True,
         together: bool = False,
         log: Callable[[str], None] = print,
     ) -> None:
-        self.name, self.modules, self.steps, self.lr, self.warmup = name, modules, steps, lr, warmup
-        self.ema_decay, self.seed, self.device = ema, seed, device
-        self.checkpoint, self.checkpoint_every, self.log = checkpoint, checkpoint_every, log
+        """Of ``settings`` what all stages share: warm-up, decay of the average, seed, interval of the checkpoints."""
+        self.name, self.modules, self.steps, self.lr, self.warmup = name, modules, steps, lr, settings.warmup
+        self.ema_decay, self.seed, self.device = settings.ema, settings.seed, device
+        self.checkpoint, self.checkpoint_every, self.log = checkpoint, settings.checkpoint_every, log
         self.capture = capture and device.type == "cuda"
         together = together and dist.is_initialized()
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
