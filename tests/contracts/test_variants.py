@@ -86,12 +86,15 @@ def test_advantages_are_relative_and_silent_without_differences(variant):
     names, weights = ("a", "b"), (1.0, 2.0)
     values = torch.rand(3, 6, 2, dtype=torch.float64)
     valid = torch.ones_like(values, dtype=torch.bool)
-    advantage = variant().per_action(Rewards(values, valid, names, weights), plan)
+    unclipped = variant(clip=None)  # a clipped outlier would leave the mean off 0
+    advantage = unclipped.per_action(Rewards(values, valid, names, weights), plan)
     assert advantage.shape == (3, 6)
     assert advantage.abs().sum() > 0
     torch.testing.assert_close(advantage.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
-    shifted = variant().per_action(Rewards(values + 5, valid, names, weights), plan)
+    shifted = unclipped.per_action(Rewards(values + 5, valid, names, weights), plan)
     torch.testing.assert_close(shifted, advantage, rtol=1e-6, atol=1e-6)
+    clipped = variant(clip=0.5).per_action(Rewards(values, valid, names, weights), plan)
+    torch.testing.assert_close(clipped, advantage.clamp(-0.5, 0.5))
     equal = variant().per_action(Rewards(torch.full_like(values, 0.7), valid, names, weights), plan)
     assert torch.equal(equal, torch.zeros_like(equal))
 
