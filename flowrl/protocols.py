@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path as Folder
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from flowrl.credit import Mixing, Peers, Rewards, Scope, Streams, relative_advan
 from flowrl.gaussian import Gaussian
 from flowrl.plan import Plan
 from flowrl.sigmas import Grid
-from flowrl.types import Arm, Cond, Path, Prompt, Scores
+from flowrl.types import Answer, Arm, Cond, Images, Path, Prompt, Question, Scores
 from flowrl.variant import Variant
 
 if TYPE_CHECKING:
@@ -126,12 +126,42 @@ class Scorer(Protocol):
     scope: Literal["image", "group"]
     """``image``: each image alone; ``group``: the images of one prompt whose actions are peers, together."""
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """``images`` [B, 3, H, W] in 0..1, one prompt per image."""
+    def score(self, images: Images, prompts: Sequence[Prompt]) -> Scores:
+        """One prompt per image. An image that cannot be judged is not valid; the others' scores are as without it."""
 
 
 class ScorerConfig(Variant, package="flowrl.rewards"):
     """Where a scorer comes from. ``load`` imports the heavy libraries."""
 
+    def check(self) -> None:
+        """Raise UserError where ``load`` would for want of files or an address, before anything heavy is loaded."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that say exactly what this is: its fields, and the sha256 of the weights that it loads."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return values
+
     @abstractmethod
     def load(self, device: torch.device) -> Scorer: ...
+
+
+class Judge(Protocol):
+    """A vision-language model that answers questions about pictures."""
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer per question, in order; what failed is an answer without a text, never an exception."""
+
+
+class JudgeConfig(Variant, package="flowrl.judges"):
+    """Where a judge is reached. ``load`` imports the heavy libraries."""
+
+    def check(self) -> None:
+        """Raise UserError where ``load`` would for want of files or an address, before anything heavy is loaded."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that say exactly what this is; never a key or a password."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return values
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Judge: ...

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from flowrl.data import load_prompts
 from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.hub import HUB_ID
 from flowrl.output import RECIPE
 from flowrl.policies.flux import Flux
-from flowrl.policies.pipeline_folder import HUB_ID, digest, locate, read_json
+from flowrl.policies.pipeline_folder import digest, locate, read_json
 from flowrl.policies.quiet import quietly
 from flowrl.protocols import PolicyConfig
 from flowrl.recipe import load_model, load_recipe

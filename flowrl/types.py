@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union
 
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Solver = Literal["euler", "dpmpp_2m"]
+
+Images: TypeAlias = Union[Tensor, Sequence["Image"]]  # noqa: UP007 - Image is known to type checkers alone
+"""A batch [B, 3, H, W] in 0..1 as a policy decodes it, or pictures as they lie in files: any mode, any size."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,23 @@ class Scores(NamedTuple):
     values: Tensor
     valid: Tensor
     parts: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture and what a judge is asked about it: one user message, the picture before the text unless told."""
+
+    image: Image
+    text: str
+    text_first: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a judge said, verbatim, or None with the ``error`` that kept it from answering."""
+
+    text: str | None
+    error: str | None = None
 
 
 class Arm(NamedTuple):

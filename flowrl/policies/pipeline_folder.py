@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flowrl
 from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.hub import HUB_ID, cached_snapshot, in_worlds, siblings
 
-WORLDS = Path(flowrl.__file__).parent / "worlds"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
 def embedded_worlds() -> dict[str, Path]:
     """Name -> pipeline folder of every world that ships with the package."""
-    return {path.parent.parent.name: path.parent for path in sorted(WORLDS.glob("*/pipeline/model_index.json"))}
+    return {name: index.parent for name, index in in_worlds("pipeline/model_index.json").items()}
 
 
 def locate(source: str, components: Sequence[str] = COMPONENTS) -> Path:
@@ -40,28 +37,20 @@ def locate(source: str, components: Sequence[str] = COMPONENTS) -> Path:
         return _locate_in_hub_cache(source, components)
     raise UserError(
         f"model.source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
-        f"'owner/name'{did_you_mean(source, [*worlds, *_siblings(folder)])}"
+        f"'owner/name'{did_you_mean(source, [*worlds, *siblings(folder)])}"
     )
 
 
-def _siblings(folder: Path) -> Iterator[str]:
-    if folder.parent.is_dir():
-        yield from (str(folder.parent / other.name) for other in folder.parent.iterdir() if other.is_dir())
-
-
 def _locate_in_hub_cache(source: str, components: Sequence[str]) -> Path:
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(source, "model_index.json")
-    folder = Path(index).parent if isinstance(index, str) else None
-    missing = missing_files(folder, components) if folder else ["model_index.json", *(f"{c}/*" for c in components)]
+    folder = cached_snapshot(source, "model_index.json")
+    everything = ["model_index.json", *(f"{component}/*" for component in components)]
+    missing = missing_files(folder, components) if folder.is_dir() else everything
     patterns = " ".join(f'--include "{pattern}"' for pattern in ["model_index.json", *(f"{c}/*" for c in COMPONENTS)])
     remedy = (
         f"fetch them with\n  hf download {source} {patterns}\n"
         f"and, if the model is gated, first accept its licence at https://huggingface.co/{source} and `hf auth login`"
     )
     _require(source, missing, remedy)
-    assert folder is not None
     return folder
 
 

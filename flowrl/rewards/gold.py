@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.protocols import Scorer, ScorerConfig
-from flowrl.types import Prompt, Scores
+from flowrl.rewards.images import as_tensors
+from flowrl.types import Images, Prompt, Scores
 
 
 class Gold(ScorerConfig, kind="gold"):
@@ -34,23 +34,26 @@ class GoldScorer:
     def __init__(self, value: Literal["quality", "score"]) -> None:
         self.value = value
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+    def score(self, images: Images, prompts: Sequence[Prompt]) -> Scores:
         """Raises UserError where the images are not of the shapes world's size."""
         from flowrl.worlds.shapes.judge import judge
         from flowrl.worlds.shapes.prompts import testpoints_of
         from flowrl.worlds.shapes.scene import CANVAS
 
-        if images.shape[1:] != (3, CANVAS, CANVAS):
+        pixels = as_tensors(images)
+        strange = next((image for image in pixels if image.shape != (3, CANVAS, CANVAS)), None)
+        if strange is not None:
             raise UserError(
                 f"reward gold: judges pictures of the shapes world, {CANVAS} x {CANVAS} pixels; "
-                f"got {images.shape[-1]} x {images.shape[-2]}; choose another reward for this model"
+                f"got {strange.shape[-1]} x {strange.shape[-2]}; choose another reward for this model"
             )
+        batch = torch.stack(pixels)
         testpoints = [testpoints_of(prompt) for prompt in prompts]
-        finite = torch.isfinite(images).flatten(1).all(dim=1)
-        valid = finite & torch.tensor([len(asked) > 0 for asked in testpoints], device=images.device)
-        verdict = judge(torch.where(finite[:, None, None, None], images, 0), testpoints)
+        finite = torch.isfinite(batch).flatten(1).all(dim=1)
+        valid = finite & torch.tensor([len(asked) > 0 for asked in testpoints], device=batch.device)
+        verdict = judge(torch.where(finite[:, None, None, None], batch, 0), testpoints)
         parts = {
-            name: torch.where(valid, part.to(images.device), 0)
+            name: torch.where(valid, part.to(batch.device), 0)
             for name, part in (("score", verdict.score), ("quality", verdict.quality))
         }
         return Scores(parts[self.value], valid, parts)

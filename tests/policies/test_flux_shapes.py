@@ -26,7 +26,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def policy(worlds: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> FluxPolicy:
-    monkeypatch.setattr("flowrl.policies.pipeline_folder.WORLDS", worlds)
+    monkeypatch.setattr("flowrl.hub.WORLDS", worlds)
     return Flux(source="shapes", cache_dir=cache).load(CPU)
 
 

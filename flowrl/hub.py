@@ -1,0 +1,77 @@
+"""Files of models: in an embedded world, in a local folder, or in the local download cache of a model hub.
+
+Nothing is downloaded here: what is missing is named, with the command that fetches it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import flowrl
+from flowrl.errors import UserError, did_you_mean, listing
+
+WORLDS = Path(flowrl.__file__).parent / "worlds"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def in_worlds(path: str) -> dict[str, Path]:
+    """Name -> ``path`` inside the world, of every embedded world that has it.
+
+    >>> sorted(in_worlds("pipeline/model_index.json"))
+    ['shapes']
+    """
+    return {folder.parts[len(WORLDS.parts)]: folder for folder in sorted(WORLDS.glob(f"*/{path}"))}
+
+
+def locate_files(source: str, files: Sequence[str], *, what: str, world_folder: str) -> Path:
+    """The folder that holds ``files`` (relative paths).
+
+    ``source``: the name of an embedded world that has ``world_folder``, a local folder, or a hub id whose files
+    ``hf download`` has fetched. ``what`` begins the error, for example ``reward hps``. Raises UserError that names the
+    source, the missing files and the command that fetches them.
+    """
+    worlds = in_worlds(world_folder)
+    folder = worlds.get(source) or Path(source).expanduser()
+    if folder.is_dir():
+        remedy = "copy them there, or name another folder or hub id"
+    elif HUB_ID.fullmatch(source):
+        folder = cached_snapshot(source, files[0])
+        remedy = f"fetch them with\n  hf download {source} {' '.join(files)}"
+    else:
+        raise UserError(
+            f"{what}: source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
+            f"'owner/name'{did_you_mean(source, [*worlds, *siblings(folder)])}"
+        )
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{what}: {source} lacks {', '.join(missing)}; {remedy}")
+    return folder
+
+
+def cached_snapshot(hub_id: str, file: str) -> Path:
+    """The folder in the download cache that holds a file of a hub id, or a path that does not exist."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, file)
+    if not isinstance(found, str):
+        return Path("not in the download cache")
+    return Path(found[: -len(file)])
+
+
+def siblings(folder: Path) -> Iterator[str]:
+    """Folders beside ``folder``, for the nearest match of a misspelt one."""
+    if folder.parent.is_dir():
+        yield from (str(folder.parent / other.name) for other in folder.parent.iterdir() if other.is_dir())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex.
+
+    >>> import tempfile; file = Path(tempfile.mkdtemp()) / "empty"; file.touch(); sha256(file)[:8]
+    'e3b0c442'
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
