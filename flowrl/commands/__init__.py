@@ -1,0 +1,1 @@
+"""Commands of the ``flowrl`` program, a file each. Like the program itself, they import what they need when called."""
