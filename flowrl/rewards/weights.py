@@ -1,0 +1,107 @@
+"""Scorers whose weights lie in files: where they are found, how they are read, and what identifies them."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from flowrl.errors import UserError
+from flowrl.hub import locate_files, sha256
+from flowrl.protocols import ScorerConfig
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+
+class WeightsConfig(ScorerConfig):
+    """``source``: an embedded world, a local folder, or a hub id whose files ``hf download`` has fetched."""
+
+    source: str
+    batch_size: int = Field(default=32, ge=1)
+    """Images that the network sees at a time; of no influence on the scores."""
+
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """Everything that ``load`` reads, the weights first. Raises UserError that names what is missing."""
+
+    def check(self) -> None:
+        self.files()
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, and the SHA-256 of every file that is read."""
+        return super().identity() | {"files": {path.name: sha256(path) for path in self.files()}}
+
+    def locate(self, *files: str | Sequence[str], source: str | None = None) -> tuple[Path, ...]:
+        """The paths of ``files`` in one folder; of alternatives, the first that is there. An error asks for the last."""
+        missing = UserError("no files")
+        for names in product(*([file] if isinstance(file, str) else file for file in files)):
+            try:
+                folder = locate_files(
+                    source or self.source, names, what=f"reward {self.kind}", world_folder=f"scorers/{self.kind}"
+                )
+            except UserError as error:
+                missing = error
+            else:
+                return tuple(folder / name for name in names)
+        raise missing
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The content of a safetensors file or of a ``torch.save``, tensors only: no code in it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors each have their own
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; fetch it again") from error
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with one JSON mapping."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping, got a {type(values).__name__}")
+    return values
+
+
+def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Path) -> Module:
+    """A module with these weights, in float32, for inference. Every key has to fit: ``path`` is named if one does not."""
+    with uninitialised():
+        module = build()
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not hold the weights of this architecture: {first}") from error
+    return module.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Modules built inside draw no initial weights (a quarter of a minute for a ViT-H): they are loaded over anyway."""
+
+    class Skip(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(function, "__module__", None) == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **kwargs)
+
+    with Skip():
+        yield

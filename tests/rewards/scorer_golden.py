@@ -1,0 +1,57 @@
+"""What the official packages scored on random weights, and the pictures and prompts that they scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from PIL.Image import Image as Picture
+from torch import Tensor
+
+from flowrl.types import Prompt
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "scorers"
+TOLERANCE = {"hps": 1e-6, "clip": 1e-6, "image_reward": 1e-5, "pickscore": 1e-4}
+KINDS = tuple(TOLERANCE)
+AS_OFFICIAL: Mapping[str, Mapping[str, Any]] = {"pickscore": {"scale": "raw"}}
+
+
+class Official(NamedTuple):
+    """Pictures and prompts, pair by pair, and the official score of each."""
+
+    images: list[Picture]
+    prompts: list[Prompt]
+    scores: Tensor
+    facts: Mapping[str, Any]
+
+
+def golden(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def texts() -> list[str]:
+    prompts: list[str] = golden("prompts")
+    return prompts
+
+
+def pictures() -> dict[str, Picture]:
+    return {file.name: Image.open(file) for file in sorted((GOLDEN / "images").iterdir())}
+
+
+def official(kind: str, part: str = "scores") -> Official:
+    """``part``: ``scores`` of the tiny weights, or ``full``."""
+    facts, shown, asked = golden(kind), pictures(), texts()
+    pairs = [(shown[file], text, score) for file, row in facts[part].items() for text, score in zip(asked, row)]
+    prompts = [Prompt(text, index) for index, (_, text, _) in enumerate(pairs)]
+    return Official([p for p, _, _ in pairs], prompts, torch.tensor([score for _, _, score in pairs]), facts)
+
+
+def write_official_vocabulary(folder: Path) -> None:
+    """The pieces of the official run's vocabulary that the prompts can touch, at their places; the rest is filler."""
+    known = {index: piece for piece, index in golden("bert_pieces").items()}
+    pieces = (known.get(index, f"[filler{index}]") for index in range(30522))
+    (folder / "bert-base-uncased" / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
