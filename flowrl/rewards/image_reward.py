@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,13 @@ class ImageRewardModel(nn.Module):
         try:
             vision, text, head = from_official(weights)
             config = vision_config(vision, cfg)
+            widths = head_widths(head)
         except (KeyError, ValueError) as error:
             raise UserError(f"{path} does not hold the weights of an ImageReward: {error}") from error
         return cls(
             filled(lambda: build_vision(config), vision, path),
             filled(lambda: build_text(cfg, config["hidden_size"]), text, path),
-            filled(lambda: build_head(head), head, path),
+            filled(lambda: build_head(widths), head, path),
             config["image_size"],
         )
 
@@ -187,16 +189,25 @@ def build_text(cfg: Mapping[str, Any], vision_width: int) -> nn.Module:
         attention_probs_dropout_prob=0.0,
         is_decoder=True,
         pad_token_id=0,
+        bos_token_id=None,
+        sep_token_id=None,
         attn_implementation="eager",  # the mask is added to the scores
     )
     text: nn.Module = BlipTextModel(sizes, add_pooling_layer=False)
     return text
 
 
-def build_head(head: Mapping[str, Tensor]) -> nn.Module:
-    """Linear layers without activations, of the sizes that the weights have."""
-    shapes = [head[f"{i}.weight"].shape for i in range(len(head) // 2)]
-    return nn.Sequential(*(nn.Linear(width, out) for out, width in shapes))
+def build_head(widths: Sequence[int]) -> nn.Module:
+    """Linear layers from one width to the next, without activations; the official widths are 768, 1024, 128, 64, 16, 1."""
+    return nn.Sequential(*(nn.Linear(into, out) for into, out in pairwise(widths)))
+
+
+def head_widths(head: Mapping[str, Tensor]) -> list[int]:
+    """The widths that a head's weights have. Raises ValueError where it does not end in one number."""
+    shapes = [head[f"{layer}.weight"].shape for layer in range(sum(name.endswith(".weight") for name in head))]
+    if shapes[-1][0] != 1:
+        raise ValueError(f"the head ends in {shapes[-1][0]} numbers, not in one")
+    return [shapes[0][1], *(shape[0] for shape in shapes)]
 
 
 def tokenizer(vocabulary: Path, cfg: Mapping[str, Any]) -> Callable[[Sequence[str]], tuple[Tensor, Tensor]]:
@@ -220,7 +231,5 @@ def tokenizer(vocabulary: Path, cfg: Mapping[str, Any]) -> Callable[[Sequence[st
 
 def prepare(images: Images, size: int) -> Tensor:
     """[B, 3, size, size]: the short side to ``size`` on bytes, the centre, and only then RGB, normalised."""
-    pictures = [
-        crop_centre(resize_short_side(picture, size), size, rounded=True) for picture in as_pictures(images)
-    ]
+    pictures = [crop_centre(resize_short_side(picture, size), size, rounded=True) for picture in as_pictures(images)]
     return torch.stack([normalise(pixels) for pixels in as_tensors(pictures)])
