@@ -43,7 +43,7 @@ VISION_KEYS = (
 
 
 class ImageReward(WeightsConfig, kind="image_reward"):
-    """``vocabulary``: where BERT's ``vocab.txt`` is, if neither beside the weights nor in ``bert-base-uncased/`` there."""
+    """``vocabulary``: where ``vocab.txt`` is, if neither beside the weights nor in ``bert-base-uncased/`` there."""
 
     source: str = "THUDM/ImageReward"
     vocabulary: str = "google-bert/bert-base-uncased"
@@ -198,7 +198,7 @@ def build_text(cfg: Mapping[str, Any], vision_width: int) -> nn.Module:
 
 
 def build_head(widths: Sequence[int]) -> nn.Module:
-    """Linear layers from one width to the next, without activations; the official widths are 768, 1024, 128, 64, 16, 1."""
+    """Linear layers from one width to the next, without activations; officially 768, 1024, 128, 64, 16, 1."""
     return nn.Sequential(*(nn.Linear(into, out) for into, out in pairwise(widths)))
 
 

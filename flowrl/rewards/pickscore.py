@@ -1,4 +1,4 @@
-"""PickScore (arXiv 2305.01569): a CLIP ViT-H/14 tuned on users' choices. exp(logit_scale), about 100, times the cosine."""
+"""PickScore (arXiv 2305.01569): a CLIP ViT-H/14 tuned on users' choices. exp(logit_scale), about 100, times cosine."""
 
 from __future__ import annotations
 

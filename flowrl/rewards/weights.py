@@ -42,7 +42,7 @@ class WeightsConfig(ScorerConfig):
         return super().identity() | {"files": {path.name: sha256(path) for path in self.files()}}
 
     def locate(self, *files: str | Sequence[str], source: str | None = None) -> tuple[Path, ...]:
-        """The paths of ``files`` in one folder; of alternatives, the first that is there. An error asks for the last."""
+        """The paths of ``files`` in one folder; of alternatives the first that is there; an error asks for the last."""
         missing = UserError("no files")
         for names in product(*([file] if isinstance(file, str) else file for file in files)):
             try:
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Path) -> Module:
-    """A module with these weights, in float32, for inference. Every key has to fit: ``path`` is named if one does not."""
+    """A module with these weights, in float32, for inference. Raises UserError where a key of ``path`` does not fit."""
     with uninitialised():
         module = build()
     try:

@@ -47,9 +47,10 @@ def pictures() -> dict[str, Picture]:
 def official(kind: str, part: str = "scores") -> Official:
     """``part``: ``scores`` of the tiny weights, or ``full``."""
     facts, shown, asked = golden(kind), pictures(), texts()
-    pairs = [(shown[file], text, score) for file, row in facts[part].items() for text, score in zip(asked, row)]
-    prompts = [Prompt(text, index) for index, (_, text, _) in enumerate(pairs)]
-    return Official([p for p, _, _ in pairs], prompts, torch.tensor([score for _, _, score in pairs]), facts)
+    pairs = [(file, index) for file, row in facts[part].items() for index in range(len(row))]
+    prompts = [Prompt(asked[index], index) for _, index in pairs]
+    scores = torch.tensor([facts[part][file][index] for file, index in pairs])
+    return Official([shown[file] for file, _ in pairs], prompts, scores, facts)
 
 
 def write_official_vocabulary(folder: Path) -> None:
