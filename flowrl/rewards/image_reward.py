@@ -16,14 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
 from flowrl.rewards.neural import NeuralScorer
-from flowrl.rewards.weights import WeightsConfig, filled, read_json, read_weights
+from flowrl.rewards.weights import WeightsConfig, filled, read_weights
 from flowrl.types import Images
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the rewards of the authors' validation set
 MAX_LENGTH = 35
+TEXT_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
+)
 HEAD_WIDTH = 64  # of each attention head of the vision tower, where the configuration does not say
 
 VISION, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
@@ -57,7 +62,7 @@ class ImageReward(WeightsConfig, kind="image_reward"):
     def load(self, device: torch.device) -> Scorer:
         """About 2 GB of memory for the official weights."""
         weights, config, vocabulary = self.files()
-        cfg = read_json(config)
+        cfg = read_json(config, *TEXT_SIZES)
         model = ImageRewardModel.from_official(read_weights(weights), cfg, weights).to(device)
         tokenize = tokenizer(vocabulary, cfg)
 
@@ -180,10 +185,8 @@ def build_text(cfg: Mapping[str, Any], vision_width: int) -> nn.Module:
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
-    same = {name: cfg[name] for name in (*names.split(), "hidden_act", "layer_norm_eps")}
     sizes = BlipTextConfig(
-        **same,
+        **{name: cfg[name] for name in TEXT_SIZES},
         encoder_hidden_size=vision_width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,

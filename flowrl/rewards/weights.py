@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,17 +66,6 @@ def read_weights(path: Path) -> dict[str, Any]:
     except Exception as error:  # pickle, zip and safetensors each have their own
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; fetch it again") from error
     return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file with one JSON mapping."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping, got a {type(values).__name__}")
-    return values
 
 
 def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Path) -> Module:

@@ -23,9 +23,12 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def furthest(scorer: Scorer, kind: str, every: int = 7) -> float:
     """The largest difference to an official score, of all pairs or of a few."""
     pairs = official(kind)
+    wanted = pairs.scores[::every]
     found = scorer.score(pairs.images[::every], pairs.prompts[::every])
     assert found.valid.all()
-    return float((found.values - pairs.scores[::every]).abs().max())
+    difference = float((found.values - wanted).abs().max())
+    print(f"{kind}: {len(wanted)} pairs, spread {wanted.max() - wanted.min():.3g}, largest difference {difference:.1e}")
+    return difference
 
 
 @every_kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -145,3 +146,18 @@ def test_check_imports_nothing_heavy(checkpoint: Checkpoint) -> None:
 def test_random_weights_of_an_unknown_scorer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'pickscore'"):
         make_checkpoint("pick_score", tmp_path)
+
+
+def test_a_configuration_with_a_hole_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for kind, file, key in (
+        ("clip", "open_clip_config.json", "model_cfg"),
+        ("image_reward", "med_config.json", "hidden_size"),
+        ("pickscore", "processor/preprocessor_config.json", "crop_size"),
+    ):
+        folder = copy_of(checkpoint(kind), tmp_path / kind)
+        values = json.loads((folder / file).read_text())
+        values.pop(key)
+        (folder / file).unlink()
+        (folder / file).write_text(json.dumps(values))
+        with pytest.raises(UserError, match=rf"{file} lacks {key}"):
+            config(kind, folder).load(torch.device("cpu"))
