@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from flowrl.commands.judge import judge_app
+from flowrl.commands.unigenbench import unigenbench
 
 if TYPE_CHECKING:
     from flowrl.costs import Cost
@@ -42,6 +43,7 @@ app = typer.Typer(
 world_app = typer.Typer(help="Embedded worlds: build one from a seed, or look at it.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
 app.add_typer(judge_app, name="judge")
+app.command()(unigenbench)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[

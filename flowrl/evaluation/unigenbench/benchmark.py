@@ -137,9 +137,7 @@ def _of_file(path: Path, rows: Rows) -> Benchmark:
     if not prompts:
         raise UserError(f"--prompts: {path} holds no prompt that can be asked about")
     category = f"{language}_long" if path.stem.endswith("_long") else language
-    return Benchmark(
-        str(path), category, language, tuple(prompts.values()), len(table), tuple(repaired), tuple(broken)
-    )
+    return Benchmark(str(path), category, language, tuple(prompts.values()), len(table), tuple(repaired), tuple(broken))
 
 
 def _complaint(path: Path, broken: list[str], rows: Rows) -> str:
@@ -168,7 +166,9 @@ def _prompt(row: Mapping[str, Any], language: Language, repair: bool) -> tuple[B
     values, repairs = _json(row[column], column, repair)
     names, descriptions = (_texts(values, key, column) for key in KEYS[language])
     if len(names) != len(descriptions) or not names:
-        raise ValueError(f"{column} has {len(names)} testpoints and {len(descriptions)} descriptions; one each is asked")
+        raise ValueError(
+            f"{column} has {len(names)} testpoints and {len(descriptions)} descriptions; one each is asked"
+        )
     known = by_name(language)
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -191,7 +191,9 @@ def _template(config: Mapping[str, Any], path: Path) -> str:
     """The template, once it is sure that filling it in puts in the four texts and does nothing else."""
     template: str = config["system_prompt_template"]
     try:
-        fields = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None]
+        fields = [
+            (name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None
+        ]
     except ValueError as error:
         raise UserError(f"--official-from: {path}: the template cannot be filled in: {error}") from None
     strange = [name for name, spec, conversion in fields if name not in FIELDS or spec or conversion]
