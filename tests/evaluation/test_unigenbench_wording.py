@@ -34,7 +34,7 @@ TEMPLATE_EN = '''Look at 「{prompt}」.
 
             <description>
                 <prompt>{prompt}</prompt> {{as is}}
-                <analysis>[]</analysis>
+                <analysis>[]</analysis> <score>[]</score>
             </description>
             '''
 TEMPLATE_ZH = '''看「{prompt}」{testpoint}{explanation}{test_explanation}'''
@@ -109,7 +109,7 @@ def test_the_official_wording_is_filled_in_as_its_authors_do(tmp_path: Path) -> 
         "Checkpoints Description:「\nStyle: ink\nAttribute - Color: red fox\nAttribute - Color: it's 'red'\n」.\n\n"
         "            <description>\n"
         '                <prompt>a {red} fox says "hi": now</prompt> {as is}\n'
-        "                <analysis>[]</analysis>\n"
+        "                <analysis>[]</analysis> <score>[]</score>\n"
         "            </description>\n"
         "            "
     )
