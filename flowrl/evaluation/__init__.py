@@ -1,0 +1,1 @@
+"""Evaluation of any checkpoint, in stages with files between them: generate, score, table; and comparisons."""
