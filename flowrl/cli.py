@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from flowrl.commands import evaluate
+from flowrl.commands.judge import judge_app
+from flowrl.commands.unigenbench import unigenbench
 
 if TYPE_CHECKING:
     from flowrl.costs import Cost
@@ -43,6 +45,8 @@ world_app = typer.Typer(help="Embedded worlds: build one from a seed, or look at
 app.add_typer(world_app, name="world")
 app.command("eval")(evaluate.evaluate)
 app.command()(evaluate.compare)
+app.add_typer(judge_app, name="judge")
+app.command()(unigenbench)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[

@@ -1,1 +1,1 @@
-"""Evaluation of any checkpoint, in stages with files between them: generate, score, table; and comparisons."""
+"""Evaluation: images of a finished model, what scorers and judges say of them, and the tables."""
