@@ -40,6 +40,9 @@ HybridOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of the images' noise.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N prompts.")]
+BenchmarkOption = Annotated[
+    str | None, typer.Option("--benchmark", metavar="CSV", help="The prompts of UniGenBench++, for metric unigenbench.")
+]
 ProcessesOption = Annotated[
     int, typer.Option("--processes", min=1, metavar="N", help="Processes on this machine; the same images as one.")
 ]
@@ -60,6 +63,7 @@ def evaluate(
     hybrid_steps: HybridOption = None,
     seed: SeedOption = 0,
     limit: LimitOption = None,
+    benchmark: BenchmarkOption = None,
     stage: StageOption = "all",
     processes: ProcessesOption = 1,
     resume: ResumeOption = False,
@@ -83,6 +87,7 @@ def evaluate(
         hybrid_steps=hybrid_steps,
         seed=seed,
         limit=limit,
+        benchmark=benchmark,
         resume=resume,
     )
     evaluation = prepare(request)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,71 +70,91 @@ def find_evaluation(folder: Path) -> Path:
     raise UserError(f"{folder} holds no evaluation ({RESULTS} is missing); make one with flowrl eval")
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One evaluation, as far as it is compared."""
+
+    folder: Path
+    results: Results
+    texts: Mapping[int, str]
+    """Index -> prompt."""
+    identities: Mapping[str, Mapping[str, Any]]
+    """Metric -> what must be equal where its numbers are compared."""
+    values: Mapping[str, Mapping[int, float | None]]
+    """Metric -> index -> value."""
+
+
 def compare(before: Path, after: Path) -> Comparison:
     """The paired comparison of two evaluations. Raises UserError where their prompts differ, or no metric is common."""
-    folders = [find_evaluation(folder) for folder in (before, after)]
-    results = [Results.load(folder / RESULTS) for folder in folders]
-    values = [_read(folder) for folder in folders]
-    _check_prompts(folders, values)
-    skipped = _not_comparable(*results)
-    names = [name for name in results[0].metrics if name in results[1].metrics and name not in skipped]
+    one, other = _read(find_evaluation(before)), _read(find_evaluation(after))
+    _check_prompts(one, other)
+    skipped = _not_comparable(one.identities, other.identities)
     compared = {}
-    for name in names:
-        pairs = [_pair(values, index, name) for index in values[0]]
-        both = np.array([pair for pair in pairs if pair is not None])
+    for name in [name for name in one.values if name not in skipped]:
+        theirs, yours = one.values[name], other.values[name]
+        pairs = [(theirs[index], yours.get(index)) for index in theirs]
+        both = np.array([pair for pair in pairs if None not in pair], dtype=float)
         if len(both):
             compared[name] = _difference(both, asked=len(pairs))
         else:
             skipped[name] = "no prompt has an answer in both"
     if not compared:
-        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items()) or "neither has a metric of the other"
-        raise UserError(f"{folders[0]} and {folders[1]} have no metric to compare: {reasons}")
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
+        raise UserError(f"{one.folder} and {other.folder} have no metric to compare: {reasons}")
     return Comparison(
-        before=str(folders[0]),
-        after=str(folders[1]),
-        settings=_settings(*results),
+        before=str(one.folder),
+        after=str(other.folder),
+        settings=_settings(one.results, other.results),
         metrics=compared,
         not_compared=skipped,
         provenance=Provenance.here(),
     )
 
 
-def _read(folder: Path) -> dict[int, PromptResult]:
+def _read(folder: Path) -> _Side:
+    results = Results.load(folder / RESULTS)
+    prompts = _per_prompt(folder)
+    identities: dict[str, Mapping[str, Any]] = {name: found.identity for name, found in results.metrics.items()}
+    values = {name: {prompt.index: prompt.scores.get(name) for prompt in prompts} for name in identities}
+    for name, found in results.benchmarks.items():
+        of_benchmark = _per_prompt(folder / name)
+        label = f"{name}: testpoints"  # its overall mean is of dimensions, not of prompts
+        identities[label] = {key: found[key] for key in ("judge", "wording", "benchmark")}
+        values[label] = {prompt.index: prompt.scores.get(name) for prompt in of_benchmark}
+    return _Side(folder, results, {prompt.index: prompt.prompt for prompt in prompts}, identities, values)
+
+
+def _per_prompt(folder: Path) -> list[PromptResult]:
     path = folder / PER_PROMPT
     if not path.is_file():
-        raise UserError(f"{folder} lacks {PER_PROMPT}; make it with flowrl eval --stage table --output {folder}")
-    found = (PromptResult.parse(line, path) for line in records.read(path))
-    return {prompt.index: prompt for prompt in found}
+        raise UserError(f"{folder} lacks {PER_PROMPT}; make it with flowrl eval --stage table --output DIR")
+    return [PromptResult.parse(line, path) for line in records.read(path)]
 
 
-def _check_prompts(folders: list[Path], values: list[dict[int, PromptResult]]) -> None:
-    texts = [{index: prompt.prompt for index, prompt in found.items()} for found in values]
-    differing = [i for i in sorted(texts[0].keys() | texts[1].keys()) if texts[0].get(i) != texts[1].get(i)]
+def _check_prompts(one: _Side, other: _Side) -> None:
+    theirs, yours = one.texts, other.texts
+    differing = [i for i in sorted(theirs.keys() | yours.keys()) if theirs.get(i) != yours.get(i)]
     if differing:
-        examples = "\n  ".join(f"{i}: {texts[0].get(i)!r} and {texts[1].get(i)!r}" for i in differing[:SHOWN])
+        examples = "\n  ".join(f"{i}: {theirs.get(i)!r} and {yours.get(i)!r}" for i in differing[:SHOWN])
         raise UserError(
-            f"{folders[0]} and {folders[1]} are not of the same prompts: {len(differing)} of "
-            f"{max(map(len, texts))} differ (index: text, None where it has none):\n  {examples}\n"
+            f"{one.folder} and {other.folder} are not of the same prompts: {len(differing)} of "
+            f"{max(len(theirs), len(yours))} differ (index: text, None where it has none):\n  {examples}\n"
             "evaluate both with the same --prompts and --limit"
         )
 
 
-def _not_comparable(before: Results, after: Results) -> dict[str, str]:
+def _not_comparable(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Metric -> why the two cannot be compared, by their identities."""
     skipped = {}
-    for name in {**before.metrics, **after.metrics}:
-        if name not in before.metrics or name not in after.metrics:
-            skipped[name] = f"only in {'the first' if name in before.metrics else 'the second'}"
+    for name in {**before, **after}:
+        if name not in before or name not in after:
+            skipped[name] = f"only in {'the first' if name in before else 'the second'}"
             continue
-        one, other = before.metrics[name].identity, after.metrics[name].identity
+        one, other = before[name], after[name]
         if not same(one, other):
             keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
             skipped[name] = f"another scorer: {listing(keys)} differ"
     return skipped
-
-
-def _pair(values: list[dict[int, PromptResult]], index: int, name: str) -> tuple[float, float] | None:
-    before, after = (found[index].scores.get(name) for found in values)
-    return None if before is None or after is None else (before, after)
 
 
 def _difference(pairs: np.ndarray, asked: int) -> Difference:

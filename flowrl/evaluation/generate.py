@@ -15,6 +15,8 @@ from flowrl.hub import sha256
 from flowrl.sampling import Sampler, image_seed, save_image
 from flowrl.types import Prompt
 
+BENCHMARK = "unigenbench"
+"""A folder of images of its own, inside an evaluation that may have no others."""
 Key = tuple[int, int]
 """A prompt's index, and the number j of its image."""
 Batch = tuple[int, Sequence[Prompt]]
@@ -26,7 +28,8 @@ def check_folder(folder: Path, asked: Generation, prompts: Sequence[Prompt]) -> 
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file; name a folder")
     if not (folder / GENERATION).is_file():
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        others = [name for name in names if not name.startswith(".") and name != BENCHMARK]
         if others:
             raise UserError(f"--output {folder} is in use, and not by an evaluation ({others[0]}); name another folder")
         return

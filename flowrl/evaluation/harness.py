@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
+from flowrl.evaluation import benchmarks
 from flowrl.evaluation.generate import check_folder, generate
 from flowrl.evaluation.metrics import ALL, MetricsFragment, find_metrics
-from flowrl.evaluation.ranks import ranks
+from flowrl.evaluation.ranks import Ranks, ranks
 from flowrl.evaluation.results import GENERATION, Generation, Provenance, Results, read_manifest
 from flowrl.evaluation.score import score
 from flowrl.evaluation.table import tabulate
-from flowrl.sampling import Sampler, Sigmas, Source, drawing, find_source
+from flowrl.evaluation.unigenbench.benchmark import Benchmark
+from flowrl.sampling import Drawing, Sampler, Sigmas, Source, drawing, find_source
 from flowrl.types import Prompt
 
 Stage = Literal["all", "generate", "score", "table"]
@@ -40,14 +42,16 @@ class Request:
     hybrid_steps: int | None = None
     seed: int = 0
     limit: int | None = None
+    benchmark: str | None = None
+    """The prompts of UniGenBench++."""
     resume: bool = False
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images that are asked for."""
+    """Images that are asked for, in a folder of their own."""
 
-    source: Source
+    folder: Path
     generation: Generation
     prompts: Sequence[Prompt]
 
@@ -57,25 +61,32 @@ class Evaluation:
     """A request that can be carried out."""
 
     request: Request
-    images: Images | None
-    """None where images are not drawn."""
-    metrics: MetricsFragment | None
-    """None where nothing is scored."""
+    source: Source | None
+    """None where no images are drawn."""
+    images: Sequence[Images]
+    metrics: MetricsFragment
+    benchmark: Benchmark | None
 
 
 def prepare(request: Request) -> Evaluation:
     """Check everything that can be checked without loading a model. Raises UserError."""
-    if request.resume and not (request.output / GENERATION).is_file():
-        raise UserError(f"--resume: {request.output} holds no evaluation ({GENERATION} is missing)")
-    draws = request.stage in ("all", "generate")
-    images = _images(request) if draws else None
-    if not draws:
-        read_manifest(request.output)
-    metrics = None
-    if request.stage in ("all", "score"):
-        fragment = images.generation.metrics if images else Generation.load(request.output / GENERATION).metrics
-        metrics = find_metrics(request.metrics, fragment)
-    return Evaluation(request, images, metrics)
+    folder = request.output
+    if request.resume and not _recorded(folder):
+        raise UserError(f"--resume: {folder} holds no evaluation ({GENERATION} is missing)")
+    if request.stage == "table":
+        return Evaluation(request, None, (), MetricsFragment(), None)
+    if request.stage == "score":
+        if not _recorded(folder):
+            read_manifest(folder)  # says what is missing
+        metrics = find_metrics(request.metrics, Generation.load(_recorded(folder)[0]).metrics)
+        metrics.check()
+        return Evaluation(request, None, (), metrics, _benchmark(request, metrics))
+    source = _source(request)
+    metrics = find_metrics(request.metrics, source.evaluation.metrics if source.evaluation else BARE_METRICS)
+    if request.stage == "all":
+        metrics.check()
+    benchmark = _benchmark(request, metrics)
+    return Evaluation(request, source, list(_images(request, source, metrics, benchmark)), metrics, benchmark)
 
 
 def run(evaluation: Evaluation) -> Results | None:
@@ -85,29 +96,94 @@ def run(evaluation: Evaluation) -> Results | None:
     """
     request, folder = evaluation.request, evaluation.request.output
     with ranks() as here:
-        if evaluation.images is not None:
-            made = evaluation.images
-            sampler = Sampler(made.source, made.generation.drawing, here.device)
-            generate(folder, made.generation, made.prompts, sampler, here)
+        if evaluation.source is not None:
+            sampler = Sampler(evaluation.source, evaluation.images[0].generation.drawing, here.device)
+            for images in evaluation.images:
+                generate(images.folder, images.generation, images.prompts, sampler, here)
             del sampler  # a scorer needs its memory
-        if evaluation.metrics is not None:
-            score(folder, evaluation.metrics.metrics, here)
+        if request.stage in ("all", "score"):
+            _score(evaluation, here)
         if request.stage in ("all", "table") and here.is_first:
             return tabulate(folder)
     return None
 
 
-def _images(request: Request) -> Images:
+def _score(evaluation: Evaluation, here: Ranks) -> None:
+    metrics, folder = evaluation.metrics, evaluation.request.output
+    if metrics.metrics:
+        score(folder, metrics.metrics, here)
+    config, benchmark = metrics.benchmarks.unigenbench, evaluation.benchmark
+    if config is not None and benchmark is not None and here.is_first:  # one process asks: the judge is the limit
+        benchmarks.judge_images(config, benchmark, folder, here.say)
+    here.wait()
+
+
+def _recorded(folder: Path) -> list[Path]:
+    """What says how images were drawn: the metrics' and the benchmark's, where there are some."""
+    return [path for path in (folder / GENERATION, folder / benchmarks.NAME / GENERATION) if path.is_file()]
+
+
+def _benchmark(request: Request, metrics: MetricsFragment) -> Benchmark | None:
+    config = metrics.benchmarks.unigenbench
+    return None if config is None else config.load(request.benchmark, request.output, request.limit)
+
+
+def _source(request: Request) -> Source:
     if request.model_or_run is None:
         raise UserError(f"--stage {request.stage} draws images: name a MODEL_OR_RUN")
     source = find_source(request.model_or_run)
     source.config.check()
+    return source
+
+
+def _images(
+    request: Request, source: Source, metrics: MetricsFragment, benchmark: Benchmark | None
+) -> Iterator[Images]:
+    """What the metrics judge, and what the benchmark does."""
+    how = _drawing(request, source)
+    if metrics.metrics:
+        named = request.prompts or source.prompts
+        if named is None:
+            raise UserError(f"{request.model_or_run} names no test prompts (data.test); give some by --prompts")
+        prompts = load_prompts(named)[: request.limit]
+        yield _checked(request, source, how, request.output, named, prompts, request.images_per_prompt)
+    config = metrics.benchmarks.unigenbench
+    if config is not None and benchmark is not None:
+        folder, prompts = request.output / benchmarks.NAME, benchmark.to_draw()
+        yield _checked(request, source, how, folder, benchmark.source, prompts, config.images_per_prompt)
+
+
+def _checked(
+    request: Request,
+    source: Source,
+    how: Drawing,
+    folder: Path,
+    named: str,
+    prompts: Sequence[Prompt],
+    images_per_prompt: int,
+) -> Images:
+    generation = Generation(
+        model=str(request.model_or_run),
+        model_digest=source.digest(),
+        recipe_digest=source.recipe_digest,
+        drawing=how,
+        prompts=named,
+        num_prompts=len(prompts),
+        images_per_prompt=images_per_prompt,
+        metrics=source.evaluation.metrics if source.evaluation else BARE_METRICS,
+        provenance=Provenance.here(),
+    )
+    check_folder(folder, generation, prompts)
+    return Images(folder, generation, prompts)
+
+
+def _drawing(request: Request, source: Source) -> Drawing:
     own = source.evaluation.generate if source.evaluation is not None else None
     height, width = _size(request.size) if request.size else (None, None)
     steps = request.num_steps
     if steps is None and own is not None and request.sigmas == "pipeline":
         steps = own.num_steps
-    how = drawing(
+    return drawing(
         source,
         num_steps=steps,
         sigmas=request.sigmas,
@@ -116,23 +192,6 @@ def _images(request: Request) -> Images:
         seed=request.seed,
         hybrid_steps=request.hybrid_steps,
     )
-    named = request.prompts or source.prompts
-    if named is None:
-        raise UserError(f"{request.model_or_run} names no test prompts (data.test); give some by --prompts")
-    prompts = load_prompts(named)[: request.limit]
-    generation = Generation(
-        model=request.model_or_run,
-        model_digest=source.digest(),
-        recipe_digest=source.recipe_digest,
-        drawing=how,
-        prompts=named,
-        num_prompts=len(prompts),
-        images_per_prompt=request.images_per_prompt,
-        metrics=source.evaluation.metrics if source.evaluation is not None else BARE_METRICS,
-        provenance=Provenance.here(),
-    )
-    check_folder(request.output, generation, prompts)
-    return Images(source, generation, prompts)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from pydantic import Field, ValidationError
 
 from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.evaluation.benchmarks import UniGenBench
 from flowrl.protocols import ScorerConfig
 from flowrl.recipe import Section, import_plugins
 from flowrl.recipe_errors import explain
 from flowrl.recipe_files import Merged, RecipeFile, assemble_metrics
 
 ALL = "all"
-SECTIONS = ("metrics",)
+SECTIONS = ("metrics", "benchmarks")
+
+
+class Benchmarks(Section):
+    """What draws prompts of its own."""
+
+    unigenbench: UniGenBench | None = None
 
 
 class MetricsFragment(Section):
@@ -22,17 +29,25 @@ class MetricsFragment(Section):
     plugins: tuple[str, ...] = ()
     """Modules that hold scorers of one's own."""
     metrics: dict[str, ScorerConfig] = Field(default_factory=dict)
+    benchmarks: Benchmarks = Benchmarks()
+
+    def check(self) -> None:
+        """Raise UserError where something that is needed to score is missing."""
+        for scorer in self.metrics.values():
+            scorer.check()
+        if self.benchmarks.unigenbench is not None:
+            self.benchmarks.unigenbench.judge.check()
 
 
 def find_metrics(names: str, fragment: str) -> MetricsFragment:
-    """What ``names`` ask for; what they load is there.
+    """What ``names`` ask for.
 
     Args:
         names: comma-separated metrics of ``fragment``, ``all`` of them, or YAML files, each of which means all of its.
         fragment: the model's metrics fragment, a name or file.
 
     Raises:
-        UserError: for an unknown name or kind, and where weights or an address are missing.
+        UserError: for an unknown name or kind.
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     files = [name for name in asked if name.endswith(".yaml")]
@@ -40,13 +55,13 @@ def find_metrics(names: str, fragment: str) -> MetricsFragment:
     found = MetricsFragment()
     for file, chosen in [*((file, [ALL]) for file in files), *([(fragment, own)] if own else [])]:
         loaded = _load(file, chosen)
-        both = {section: getattr(found, section) | getattr(loaded, section) for section in SECTIONS}
-        found = MetricsFragment(plugins=(*found.plugins, *loaded.plugins), **both)
+        unigenbench = loaded.benchmarks.unigenbench or found.benchmarks.unigenbench
+        found = MetricsFragment(
+            metrics={**found.metrics, **loaded.metrics}, benchmarks=Benchmarks(unigenbench=unigenbench)
+        )
     if not asked:
         known = [ALL, *_names(*assemble_metrics(fragment))]
         raise UserError(f"--metrics names no metric (known: {listing(known)})")
-    for scorer in found.metrics.values():
-        scorer.check()
     return found
 
 

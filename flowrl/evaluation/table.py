@@ -8,9 +8,10 @@ from statistics import fmean
 
 from flowrl import atomic
 from flowrl.errors import UserError
-from flowrl.evaluation import contact_sheet, records
+from flowrl.evaluation import benchmarks, contact_sheet, records
 from flowrl.evaluation.results import (
     GENERATION,
+    MANIFEST,
     PER_PROMPT,
     RESULTS,
     SCORES,
@@ -39,22 +40,25 @@ def tabulate(folder: Path) -> Results:
     A metric whose scores are not of all images that there are now is named as unfinished and left out. Raises UserError
     where there are no scores.
     """
-    images = read_manifest(folder)
+    benchmark = benchmarks.summary(folder)
+    images = read_manifest(folder) if benchmark is None or (folder / MANIFEST).is_file() else []
     found = {name: known_scores(scores_path(folder, name), images) for name in scored_metrics(folder)}
     scores = {name: lines for name, lines in found.items() if len(lines) == len(images)}
-    if not scores:
+    if not scores and benchmark is None:
         raise UserError(f"{folder} holds no scores yet; make them with flowrl eval --stage score --output {folder}")
     results = Results(
-        generation=Generation.load(folder / GENERATION),
+        generation=Generation.load((folder if images else folder / benchmarks.NAME) / GENERATION),
         metrics={name: _result(folder, name, lines) for name, lines in scores.items()},
         unfinished={name: len(lines) for name, lines in found.items() if name not in scores},
+        benchmarks={benchmarks.NAME: benchmark} if benchmark is not None else {},
         provenance=Provenance.here(),
     )
     prompts = list(_per_prompt(images, scores))
     results.write(folder / RESULTS)
     records.merge(folder / PER_PROMPT, [prompt.model_dump() for prompt in prompts])
     atomic.write_text(folder / MARKDOWN, "\n".join(markdown(results)) + "\n")
-    contact_sheet.draw(folder, images, prompts, scores, folder / SHEET)
+    if scores:
+        contact_sheet.draw(folder, images, prompts, scores, folder / SHEET)
     return results
 
 
@@ -109,6 +113,11 @@ def markdown(results: Results) -> Iterator[str]:
     """The lines of results.md. What was not answered stands in the title and beside its metric."""
     made, how = results.generation, results.generation.drawing
     incomplete = [f"{name} {percent(found)}" for name, found in results.metrics.items() if found.valid < found.asked]
+    incomplete += [
+        f"{name} {int(found['coverage'] * 1000) / 10:.1f} %"
+        for name, found in results.benchmarks.items()
+        if found["coverage"] < 1
+    ]
     yield f"# {made.model}" + (f" (coverage: {', '.join(incomplete)})" if incomplete else "")
     yield ""
     each = "an image" if made.images_per_prompt == 1 else f"{made.images_per_prompt} images"
@@ -128,6 +137,8 @@ def markdown(results: Results) -> Iterator[str]:
     for name, count in results.unfinished.items():
         yield f"| {name} | | | only {count} images are scored: score the others |"
     yield ""
+    for found in results.benchmarks.values():
+        yield from benchmarks.markdown(found)
     git = made.provenance.git
     program = f"flowrl {made.provenance.flowrl}" + (f", commit {git.sha[:12]}{' (changed)' * git.dirty}" if git else "")
     recipe = f", recipe {made.recipe_digest}" if made.recipe_digest else ""

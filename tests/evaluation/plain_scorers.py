@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from flowrl.protocols import Scorer, ScorerConfig
+from flowrl.protocols import Judge, JudgeConfig, Scorer, ScorerConfig
 from flowrl.rewards.images import as_tensors
-from flowrl.types import Images, Prompt, Scores
+from flowrl.types import Answer, Images, Prompt, Question, Scores
 
 CALLS: list[tuple[str, list[int]]] = []
 """Kind and prompts' indices of every call of a scorer in this process."""
@@ -53,3 +53,19 @@ class PlaceScorer:
         CALLS.append(("place", [prompt.index for prompt in prompts]))
         order = torch.stack(as_tensors(images)).mean(dim=(1, 2, 3)).argsort().argsort().double()
         return Scores(order, torch.ones(len(prompts), dtype=torch.bool))
+
+
+class CatLover(JudgeConfig, kind="cat_lover"):
+    """Grants the only testpoint of a prompt where there is a cat in it."""
+
+    def load(self, device: torch.device) -> Judge:
+        return CatLoverJudge()
+
+
+class CatLoverJudge:
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        CALLS.append(("cat_lover", []))
+        return [
+            Answer(f"<analysis>['-']</analysis><score>[{int('a cat' in question.text)}]</score>")
+            for question in questions
+        ]

@@ -13,8 +13,10 @@ from policies.tiny_flux import SIZE
 from workplace import TEXTS, Workplace
 
 from flowrl.errors import UserError
+from flowrl.evaluation.harness import Request, prepare
 from flowrl.evaluation.results import Generation, read_manifest
 from flowrl.hub import sha256
+from flowrl.recipe import load_model
 from flowrl.sampling import image_seed, sample
 
 Drawn = list[tuple[int, list[int]]]
@@ -123,16 +125,14 @@ def test_mistakes_are_told_before_anything_is_drawn(work: Workplace, tmp_path: P
 
 
 def test_the_models_own_defaults(tmp_path: Path) -> None:
-    from flowrl.evaluation.harness import Request, prepare
-
-    images = prepare(Request(tmp_path / "out", "shapes", metrics="gold")).images
-    assert images is not None
+    (images,) = prepare(Request(tmp_path / "out", "shapes", metrics="gold")).images
     made = images.generation
     assert (made.drawing.num_steps, made.drawing.height, made.num_prompts) == (16, 64, 400)
     assert (made.prompts, made.metrics) == ("shapes:test", "shapes")
-    images = prepare(Request(tmp_path / "out", "shapes", metrics="gold", sigmas="recipe")).images
-    assert images is not None
+    (images,) = prepare(Request(tmp_path / "out", "shapes", metrics="gold", sigmas="recipe")).images
     assert images.generation.drawing.num_steps == 8
+    flux = load_model("flux1_dev").evaluation
+    assert (flux.generate.num_steps, flux.generate.height, flux.metrics) == (50, 1024, "official")
 
 
 @pytest.mark.slow

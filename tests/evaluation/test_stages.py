@@ -149,7 +149,8 @@ def test_mistakes(work: Workplace, tmp_path: Path, drawn: list) -> None:
     with pytest.raises(UserError, match=r"metrics\.bright\.tims: unknown key; did you mean 'times'"):
         work.evaluate()
     assert not drawn
-    work.evaluate(stage="generate", metrics="gold")
+    work.metrics({"brightness": "{kind: brightness}"})
+    work.evaluate(stage="generate")
     with pytest.raises(UserError, match="holds no scores yet"):
         work.evaluate(stage="table")
     (work.output / "generation.json").write_text("{}")
