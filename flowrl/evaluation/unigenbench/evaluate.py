@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Event
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from flowrl.errors import RunFailed, UserError
@@ -17,6 +21,7 @@ from flowrl.evaluation.unigenbench.journal import Journal, Judged, Key, digest
 from flowrl.evaluation.unigenbench.report import BenchResult, write
 from flowrl.evaluation.unigenbench.wording import Wording
 from flowrl.hub import sha256
+from flowrl.interrupt import STOP_SIGNALS
 from flowrl.protocols import Judge
 from flowrl.types import Answer, Question
 
@@ -70,7 +75,6 @@ def evaluate(
     path = output / ANSWERS
     if path.exists() and not resume:
         raise UserError(f"--output {output} holds answers already; name another folder, or go on with them by --resume")
-    output.mkdir(parents=True, exist_ok=True)
     with Journal(path) as journal:
         kept = journal.read()
         done = _Asking(judge, journal, max_retries, say).ask(tasks, kept, workers)
@@ -120,7 +124,7 @@ class _Asking:
 
     def __init__(self, judge: Judge, journal: Journal, max_retries: int, say: Callable[[str], None]) -> None:
         self.judge, self.journal, self.max_retries, self.say = judge, journal, max_retries, say
-        self.over = Event()
+        self.over = threading.Event()
         """Set where nothing more is to be asked."""
         self.reason: str | None = None
         """Why, where it is no error of the program."""
@@ -133,15 +137,13 @@ class _Asking:
         if kept:
             self.say(f"{len(done)} of {len(tasks)} images are answered already")
         waiting = [(task, kept.get(task.key)) for task in tasks if task.key not in done]
-        with ThreadPoolExecutor(workers, thread_name_prefix="unigenbench") as pool:
+        with _on_signal(self._stop), ThreadPoolExecutor(workers, thread_name_prefix="unigenbench") as pool:
             try:
                 for judged in _as_they_come(pool, self._one, waiting, 2 * workers):
                     if judged is not None:
                         done[judged.key] = judged
                         if len(done) % max(1, len(tasks) // 20) == 0 or len(done) == len(tasks):
                             self.say(f"{len(done)} of {len(tasks)} images answered")
-            except KeyboardInterrupt:
-                self.reason = "interrupted"
             finally:
                 self.over.set()
         if self.reason is not None:
@@ -184,9 +186,41 @@ class _Asking:
     def _listen(self, answer: Answer) -> None:
         """Ends everything where the judge has been silent for long."""
         self.silence = 0 if answer.text is not None else self.silence + 1
-        if self.silence >= _SILENCE and not self.over.is_set():
-            self.reason = f"the judge has not answered {self.silence} times in a row ({answer.error})"
+        if self.silence >= _SILENCE:
+            self._stop(f"the judge has not answered {self.silence} times in a row ({answer.error})")
+
+    def _stop(self, reason: str) -> None:
+        if not self.over.is_set():
+            self.reason = reason
             self.over.set()
+
+
+@contextmanager
+def _on_signal(stop: Callable[[str], None]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM stop in good order; once more they end the process at once, which loses nothing kept.
+
+    A KeyboardInterrupt would not do: raised while the pool starts a thread, it leaves one that nobody waits for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for other in STOP_SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: waiting for the answers that are on their way; once more ends at once\n".encode())
+        stop(f"stopped by {name}")
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            # None: a handler that was not installed from Python and cannot be put back from it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _picture(path: Path) -> PIL.Image.Image:

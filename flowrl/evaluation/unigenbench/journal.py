@@ -51,8 +51,8 @@ class Judged:
 class Journal:
     """Answers in ``path``, one writer at a time; a line that a killed process left unfinished is dropped.
 
-    As a context it holds the file open and locked; ``add`` may be called from any thread. Raises UserError where
-    another process writes to it, or a line in it is damaged.
+    As a context it holds the file open and locked; ``add`` may be called from any thread. Raises UserError where the
+    file cannot be written, another process writes to it, or a line in it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,11 @@ class Journal:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Journal:
-        self._file = self.path.open("a+b")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}; name another folder") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

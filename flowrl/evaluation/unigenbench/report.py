@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,13 +133,17 @@ def write(result: BenchResult, rows: Sequence[Row], texts: Sequence[str | None],
 
 def _official_table(rows: Sequence[Row], texts: Sequence[str | None], paths: Sequence[Path]) -> str:
     """Index, prompt, testpoints as Python prints them, the answer, what was read of it as JSON, and the image."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("index", "prompt", "testpoint", "output", "result_json", "img_path"))
+    lines: list[Sequence[object]] = [("index", "prompt", "testpoint", "output", "result_json", "img_path")]
     for (prompt, reading), text, path in zip(rows, texts, paths, strict=True):
         kept = reading.official_json(prompt.text, prompt.names)
-        writer.writerow((prompt.index, prompt.text, list(prompt.names), text, kept, path))
-    return file.getvalue()
+        lines.append((prompt.index, prompt.text, list(prompt.names), text or "", kept, path))
+    return "".join(",".join(map(_cell, line)) + "\n" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """A field of CSV. The csv module leaves a lone carriage return bare, which pandas then reads as the line's end."""
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
 
 
 def _tally(tally: Tally) -> dict[str, Any]:

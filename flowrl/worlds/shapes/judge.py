@@ -22,12 +22,14 @@ class Verdict(NamedTuple):
 
     ``satisfied``: per image, 0 or 1 per testpoint; ``grades``: the same, continuous. ``score`` [B]: the fraction of
     testpoints satisfied. ``quality`` [B] in 0..1: the mean grade, less up to 15 % for a picture that is not clean.
+    ``clean`` [B]: 1 without blots, specks or blur, 0 for noise.
     """
 
     satisfied: list[list[int]]
     grades: list[list[float]]
     quality: Tensor
     score: Tensor
+    clean: Tensor
 
 
 def judge(images: Tensor, testpoints: Sequence[Sequence[Testpoint]]) -> Verdict:
@@ -53,7 +55,7 @@ def judge(images: Tensor, testpoints: Sequence[Sequence[Testpoint]]) -> Verdict:
     grades = [[_grade(answer) for answer in row] for row in answers]
     quality = np.array([_mean(row) for row in grades]) * (1 - _CLEAN * (1 - clean))
     score = np.array([_mean(row) for row in satisfied])
-    return Verdict(satisfied, grades, torch.from_numpy(quality).float(), torch.from_numpy(score).float())
+    return Verdict(satisfied, grades, *(torch.from_numpy(of_each).float() for of_each in (quality, score, clean)))
 
 
 def _grade(answer: Answer) -> float:

@@ -27,7 +27,6 @@ import torch
 
 from flowrl.types import Prompt
 from flowrl.worlds.shapes.judge import judge
-from flowrl.worlds.shapes.perception import look
 from flowrl.worlds.shapes.prompts import bench_prompts, test_prompts, testpoints_of, train_prompts
 from flowrl.worlds.shapes.scene import CANVAS, Testpoint
 
@@ -35,12 +34,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _OPENING = re.compile(r"(?:\A|[\n:\"'`\[({>「“])[ \t]*")
-_CLOSING = re.compile(r"\.?[ \t]*(?:\Z|[\n\r\"'`\])}<」”])")
+_CLOSING = re.compile(r"(?=\.?[ \t]*(?:\Z|[\n\r\"'`\])}<」”]))")
 _ITEM = re.compile(
     r"^[ \t]*(?:\d+[.)]|[-*])?[ \t]*(?P<name>[^:\n]+?)[ \t]*:[ \t]*(?P<description>[^\n]+?)[ \t]*$", re.M
 )
 _LIST = re.compile(r"\[(?:'[^'\n]*'|\"[^\"\n]*\")(?:, (?:'[^'\n]*'|\"[^\"\n]*\"))*\]")
-_KEY = 8  # characters by which prompts are looked up
 
 
 class Seen(NamedTuple):
@@ -80,8 +78,7 @@ def examine(picture: Image, testpoints: Sequence[Testpoint]) -> Seen:
         raise Refusal(f"I am sorry, I can only judge pictures of {CANVAS} x {CANVAS} pixels.")
     pixels = np.asarray(picture.convert("RGB"))
     verdict = judge(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255, [testpoints])
-    clean = float(look(pixels[None])[1][0])
-    return Seen(testpoints, verdict.grades[0], verdict.satisfied[0], float(verdict.quality[0]), clean)
+    return Seen(testpoints, verdict.grades[0], verdict.satisfied[0], float(verdict.quality[0]), float(verdict.clean[0]))
 
 
 # ---- what is asked
@@ -89,25 +86,21 @@ def examine(picture: Image, testpoints: Sequence[Testpoint]) -> Seen:
 
 def find_prompt(text: str) -> tuple[Prompt, int]:
     """The longest prompt of the world that stands between delimiters, and where it ends. Raises Refusal for none."""
-    found: tuple[int, Prompt, int] | None = None
-    for opening in _OPENING.finditer(text):
-        start = opening.end()
-        for prompt in _prompts_by_beginning().get(text[start : start + _KEY], ()):
-            end = start + len(prompt.text)
-            longer = found is None or len(prompt.text) > found[0]
-            if longer and text.startswith(prompt.text, start) and _CLOSING.match(text, end):
-                found = len(prompt.text), prompt, end
+    starts = [match.end() for match in _OPENING.finditer(text)]
+    ends = [match.start() for match in _CLOSING.finditer(text)]
+    spans = ((start, end) for start in starts for end in ends if start < end)
+    known = _prompts()
+    found = max(
+        (span for span in spans if text[slice(*span)] in known), key=lambda span: span[1] - span[0], default=None
+    )
     if found is None:
         raise Refusal("I am sorry, I know none of the prompts in this question, so I cannot judge the picture.")
-    return found[1:]
+    return known[text[slice(*found)]], found[1]
 
 
 @lru_cache(maxsize=1)
-def _prompts_by_beginning() -> dict[str, list[Prompt]]:
-    index: dict[str, list[Prompt]] = {}
-    for prompt in (*test_prompts(), *bench_prompts(), *train_prompts()):
-        index.setdefault(prompt.text[:_KEY], []).append(prompt)
-    return index
+def _prompts() -> dict[str, Prompt]:
+    return {prompt.text: prompt for prompt in (*train_prompts(), *bench_prompts(), *test_prompts())}
 
 
 def find_testpoints(text: str, end: int, known: Sequence[Testpoint]) -> list[Testpoint]:
