@@ -127,7 +127,7 @@ def assemble_model(name: str) -> tuple[RecipeFile, Merged]:
 def assemble_metrics(name: str) -> tuple[RecipeFile, Merged]:
     """A metrics fragment (path or name), with what it includes."""
     root = read(find("metrics", name, Path.cwd()))
-    if not root.is_fragment or "metrics" not in root.values:
+    if not root.is_fragment or not root.values.keys() & {"metrics", "benchmarks"}:
         raise UserError(f"{root.label} holds no metrics: it needs `fragment: true` and a `metrics:` section")
     return root, _merge(list(_collect(root, ())))
 
