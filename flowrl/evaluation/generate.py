@@ -68,7 +68,7 @@ def generate(folder: Path, asked: Generation, prompts: Sequence[Prompt], sampler
     if ranks.is_first:
         check_folder(folder, asked, prompts)
         folder.mkdir(parents=True, exist_ok=True)
-        asked.write(folder / GENERATION)  # first: it says that the folder is an evaluation's
+        _record(folder, asked, drawn_now=False)  # first: it says that the folder is an evaluation's
         (folder / IMAGES).mkdir(exist_ok=True)
         atomic.remove_leftovers(folder / IMAGES)
         lines = ({"index": prompt.index, "prompt": prompt.text, "meta": dict(prompt.meta)} for prompt in prompts)
@@ -80,6 +80,8 @@ def generate(folder: Path, asked: Generation, prompts: Sequence[Prompt], sampler
     missing = [(j, chunk) for j, chunk in batches if any((prompt.index, j) not in there for prompt in chunk)]
     if there:
         ranks.say(f"{len(there)} images are there already")
+    if missing and ranks.is_first:
+        _record(folder, asked, drawn_now=True)
     for number, batch in enumerate(missing[ranks.rank :: ranks.world]):
         records.append(
             records.part(folder / MANIFEST, ranks.rank),
@@ -93,6 +95,14 @@ def generate(folder: Path, asked: Generation, prompts: Sequence[Prompt], sampler
         order = [(prompt.index, j) for prompt in prompts for j in range(asked.images_per_prompt)]
         records.merge(folder / MANIFEST, [there[key].model_dump() for key in order])
     ranks.wait()
+
+
+def _record(folder: Path, asked: Generation, *, drawn_now: bool) -> None:
+    """Write what is asked; the program that is named is the last one that drew anything."""
+    path = folder / GENERATION
+    if path.is_file() and not drawn_now:
+        asked = asked.model_copy(update={"provenance": Generation.load(path).provenance})
+    asked.write(path)
 
 
 def _there(folder: Path, *, check_files: bool = True) -> dict[Key, ImageRecord]:

@@ -124,8 +124,14 @@ def _recorded(folder: Path) -> list[Path]:
 
 
 def _benchmark(request: Request, metrics: MetricsFragment) -> Benchmark | None:
-    config = metrics.benchmarks.unigenbench
-    return None if config is None else config.load(request.benchmark, request.output, request.limit)
+    config, limit = metrics.benchmarks.unigenbench, request.limit
+    if config is None:
+        return None
+    if request.stage == "score":
+        drawn = request.output / benchmarks.NAME
+        read_manifest(drawn)  # says what is missing
+        limit = Generation.load(drawn / GENERATION).num_prompts
+    return config.load(request.benchmark, request.output, limit)
 
 
 def _source(request: Request) -> Source:

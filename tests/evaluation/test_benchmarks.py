@@ -54,6 +54,23 @@ def test_images_answers_and_numbers(work: Workplace, benchmark: str, drawn: list
     assert not plain_scorers.CALLS
 
 
+def test_what_was_drawn_is_what_is_judged(work: Workplace, benchmark: str) -> None:
+    work.evaluate(stage="generate", benchmark=benchmark, limit=1)
+    work.evaluate(stage="score", model_or_run=None)
+    results = work.evaluate(stage="table", model_or_run=None)
+    assert results is not None
+    assert results.benchmarks["unigenbench"]["benchmark"]["prompts"] == 1
+    assert results.metrics["brightness"].asked == 1
+
+
+def test_images_of_the_benchmark_have_to_be_drawn_first(work: Workplace, benchmark: str) -> None:
+    plain = work.folder / "plain.yaml"
+    plain.write_text("fragment: true\nplugins: [plain_scorers]\nmetrics: {brightness: {kind: brightness}}\n")
+    work.evaluate(stage="generate", metrics=str(plain))
+    with pytest.raises(UserError, match="unigenbench holds no images"):
+        work.evaluate(stage="score", benchmark=benchmark)
+
+
 def test_it_can_be_all_that_is_asked(work: Workplace, benchmark: str) -> None:
     metrics = work.folder / "metrics.yaml"
     values = metrics.read_text().replace("metrics:\n  brightness: {kind: brightness}\n", "")

@@ -69,6 +69,18 @@ def test_a_rerun_draws_only_what_is_missing(work: Workplace, drawn: Drawn) -> No
     assert (work.output / "manifest.jsonl").read_bytes() == manifest
 
 
+def test_the_program_that_is_named_is_the_one_that_drew(work: Workplace) -> None:
+    work.evaluate(stage="generate", limit=2)
+    path = work.output / "generation.json"
+    made = json.loads(path.read_text())
+    made["provenance"]["flowrl"] = "another"
+    path.write_text(json.dumps(made))
+    work.evaluate(stage="generate", limit=2)
+    assert Generation.load(path).provenance.flowrl == "another"
+    work.evaluate(stage="generate", limit=3)
+    assert Generation.load(path).provenance.flowrl != "another"
+
+
 def test_what_a_killed_process_had_drawn_is_kept(work: Workplace, drawn: Drawn) -> None:
     work.evaluate(stage="generate")
     before, path = work.files(), work.output / "manifest.jsonl"
