@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from flowrl.commands import evaluate
 from flowrl.commands.judge import judge_app
 from flowrl.commands.unigenbench import unigenbench
 
@@ -42,6 +43,8 @@ app = typer.Typer(
 )
 world_app = typer.Typer(help="Embedded worlds: build one from a seed, or look at it.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
+app.command("eval")(evaluate.evaluate)
+app.command()(evaluate.compare)
 app.add_typer(judge_app, name="judge")
 app.command()(unigenbench)
 

@@ -106,12 +106,12 @@ def grid(rows: Iterable[BeforeAfter], path: Path, *, num_columns: int = 4) -> No
     for row in rows:
         labels = (_scored("before", row.gold_before), _scored("after", row.gold_after, row.gold_before))
         cards.append(Card((row.before, row.after), labels, row.prompt))
-    _sheet(cards, path, num_columns)
+    sheet(cards, path, num_columns)
 
 
 def sample_grid(images: Sequence[Tensor], captions: Sequence[str], path: Path, *, num_columns: int = 6) -> None:
     """Images [3, H, W] in 0..1 with a caption below each. Raises ValueError for no images or unequal numbers."""
-    _sheet([Card((image,), (), caption) for image, caption in zip(images, captions, strict=True)], path, num_columns)
+    sheet([Card((image,), (), caption) for image, caption in zip(images, captions, strict=True)], path, num_columns)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, list[tuple[int, float]]]:
@@ -190,7 +190,7 @@ def _scored(word: str, score: float | None, reference: float | None = None) -> L
     return Label(f"{word}  {score:.2f}", BETTER if score > reference else WORSE)
 
 
-def _sheet(cards: Sequence[Card], path: Path, num_columns: int) -> None:
+def sheet(cards: Sequence[Card], path: Path, num_columns: int) -> None:
     """Cards in rows; all images are drawn at one size, and a row is as high as its longest caption."""
     if not cards:
         raise ValueError("there are no images to show")

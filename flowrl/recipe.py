@@ -129,8 +129,17 @@ class RunSection(Section):
     """Of the first-step self-check (:data:`flowrl.trainer.SELF_CHECK_BOUND`); null for the precision's own."""
 
 
+class GenerateSection(Section):
+    """How ``flowrl eval`` draws; null: steps of the held-out evaluation, size of the training."""
+
+    num_steps: int | None = Field(default=None, ge=1, le=1000)
+    height: int | None = Field(default=None, ge=1)
+    """Pixels."""
+    width: int | None = Field(default=None, ge=1)
+
+
 class EvaluationSection(Section):
-    """The held-out evaluation before, after and, where asked for, during training."""
+    """The held-out evaluation before, after and, where asked for, during training; and what ``flowrl eval`` does."""
 
     num_steps: int = Field(ge=1, le=1000)
     seed: int = Field(default=0, ge=0)
@@ -139,6 +148,9 @@ class EvaluationSection(Section):
     every: int = Field(default=0, ge=0)
     """Iterations between evaluations during training; 0 for none but those before and after."""
     scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
+    generate: GenerateSection = GenerateSection()
+    metrics: str = Field(default="official", min_length=1)
+    """Of ``flowrl eval``: a metrics fragment, its name or file."""
 
 
 class Reward(Section):
@@ -270,6 +282,7 @@ class ModelFragment(BaseModel):
 
     model: PolicyConfig
     grid: GridSection
+    data: DataSection | None = None
     evaluation: EvaluationSection
 
 
@@ -290,7 +303,7 @@ def load_recipe(
     4
     """
     file, merged = assemble(path_or_name, model=model, rewards=rewards, overrides=overrides)
-    _import_plugins(file, merged)
+    import_plugins(file, merged)
     try:
         recipe = Recipe.model_validate(merged.values)
     except ValidationError as error:
@@ -381,7 +394,7 @@ def _is_under(key: str, keys: frozenset[str]) -> bool:
     return any(".".join(parts[:length]) in keys for length in range(1, len(parts) + 1))
 
 
-def _import_plugins(file: RecipeFile, merged: Merged) -> None:
+def import_plugins(file: RecipeFile, merged: Merged) -> None:
     """Import the modules named under ``plugins``: installed ones, or files beside the recipe or in the working folder
     (a run's snapshot lies elsewhere than its plugins)."""
     names = merged.values.get("plugins", [])

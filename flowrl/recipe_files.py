@@ -124,6 +124,14 @@ def assemble_model(name: str) -> tuple[RecipeFile, Merged]:
     return root, _merge(list(_collect(root, ())))
 
 
+def assemble_metrics(name: str) -> tuple[RecipeFile, Merged]:
+    """A metrics fragment (path or name), with what it includes."""
+    root = read(find("metrics", name, Path.cwd()))
+    if not root.is_fragment or not root.values.keys() & {"metrics", "benchmarks"}:
+        raise UserError(f"{root.label} holds no metrics: it needs `fragment: true` and a `metrics:` section")
+    return root, _merge(list(_collect(root, ())))
+
+
 def model_names() -> list[str]:
     """The shipped model fragments."""
     return sorted(path.stem for path in (shipped_folder() / "models").glob("*.yaml"))
@@ -174,9 +182,9 @@ def find_recipe(recipe: str | Path) -> Path:
     raise UserError(f"no recipe {str(recipe)!r}: no such file, nor a shipped recipe{_hint(name, names)}")
 
 
-def find(folder: Literal["models", "rewards"], name: str, beside: Path) -> Path:
-    """The fragment of ``--model`` or ``--rewards``: a path, or a name looked up from the working folder and from a
-    recipe's folder upwards, then in the shipped recipes."""
+def find(folder: Literal["models", "rewards", "metrics"], name: str, beside: Path) -> Path:
+    """The fragment of ``--model``, ``--rewards`` or ``--metrics``: a path, or a name looked up from the working folder
+    and from a recipe's folder upwards, then in the shipped recipes."""
     for candidate in (Path(name), Path(f"{name}.yaml")):
         if candidate.is_file():
             return candidate.resolve()
@@ -184,7 +192,7 @@ def find(folder: Literal["models", "rewards"], name: str, beside: Path) -> Path:
     found = _look_up(qualified, Path.cwd()) or _look_up(qualified, beside)
     if found is None:
         known = sorted(path.stem for path in (shipped_folder() / folder).glob("*.yaml"))
-        option = "--model" if folder == "models" else "--rewards"
+        option = {"models": "--model", "rewards": "--rewards", "metrics": "--metrics"}[folder]
         raise UserError(f"{option} {name}: no such file, nor a {qualified}.yaml{_hint(name, known)}")
     return found
 

@@ -12,7 +12,6 @@ OUTPUT/recipe.yaml            the resolved recipe, a valid recipe itself
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import shutil
@@ -32,7 +31,7 @@ from flowrl.errors import RunFailed, UserError
 from flowrl.heldout import HeldOut, evaluate
 from flowrl.interrupt import DropIteration, Interrupt
 from flowrl.launch import is_first_rank
-from flowrl.output import LOCK, RECIPE, check_output
+from flowrl.output import RECIPE, check_output, locked
 from flowrl.pictures import BeforeAfter, curves, grid, sample_grid
 from flowrl.progress import Progress
 from flowrl.protocols import Scorer
@@ -73,7 +72,7 @@ def train(
         trainer = Trainer(recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed))
         is_main = trainer.accelerator.is_main_process
         if is_main:
-            stack.enter_context(_locked(output))
+            stack.enter_context(locked(output))
         interrupt = stack.enter_context(Interrupt(grace, say=None if is_main else lambda line: None))
         return _Session(trainer, output, test_prompts, interrupt, stack).run(found, stop_after)
 
@@ -327,22 +326,6 @@ def _prepare(recipe: Recipe, output: Path, resume: bool) -> checkpoint.Found | N
             f"go on with its own recipe, {began}, or start a new run in another folder"
         )
     return found
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Hold the folder: two runs that write into one would destroy both."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / LOCK).touch()
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}; name another folder") from None
-    with (output / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--output {output} is being written by another process; wait for it, or stop it") from None
-        yield
 
 
 def _write_snapshot(recipe: Recipe, output: Path) -> None:

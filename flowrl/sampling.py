@@ -1,10 +1,15 @@
-"""One image per prompt from a model or a finished run, through plain diffusers."""
+"""Images from a model or a finished run, through plain diffusers: the same for equal prompts, seeds and settings.
+
+Axes: B prompts of a batch.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,17 +21,18 @@ from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.hub import HUB_ID
 from flowrl.output import RECIPE
 from flowrl.policies.flux import Flux
+from flowrl.policies.flux_shape import FluxShape
 from flowrl.policies.pipeline_folder import digest, locate, read_json
 from flowrl.policies.quiet import quietly
 from flowrl.protocols import PolicyConfig
-from flowrl.recipe import load_model, load_recipe
+from flowrl.recipe import EvaluationSection, load_model, load_recipe
 from flowrl.recipe_files import model_names
 from flowrl.seeds import derive_seed
 from flowrl.sigmas import Grid
 from flowrl.types import Prompt
 
 if TYPE_CHECKING:
-    from diffusers import FluxPipeline
+    from diffusers import FluxPipeline, FluxTransformer2DModel
 
 Sigmas = Literal["pipeline", "recipe"]
 RUN_WEIGHTS = ("weights_ema", "weights")  # the first there is: what the run's evaluation measured
@@ -36,6 +42,9 @@ PIPELINE_STEPS = 28
 """FluxPipeline's own default."""
 
 
+# ---- what is sampled from
+
+
 @dataclass(frozen=True)
 class Source:
     """What is sampled from: a pipeline, where a run trained it the run's weights, and the rollouts' grid if known."""
@@ -43,7 +52,16 @@ class Source:
     config: Flux
     weights: Path | None = None
     grid: Grid | None = None
-    num_steps: int = PIPELINE_STEPS
+    evaluation: EvaluationSection | None = None
+    """What the run's recipe or the model fragment says of evaluations."""
+    prompts: str | None = None
+    """Its test prompts."""
+    recipe_digest: str | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps unless told: those of the held-out evaluation, else the pipeline's own."""
+        return PIPELINE_STEPS if self.evaluation is None else self.evaluation.num_steps
 
     def digest(self) -> str:
         """A content hash of the pipeline, and of the run's weights."""
@@ -60,11 +78,11 @@ def find_source(model_or_run: str) -> Source:
         if weights is None:
             raise UserError(f"{folder} holds no weights yet: its training has not ended; go on with --resume")
         grid = Grid(recipe.grid.num_steps, recipe.grid.shift)
-        return Source(_flux(recipe.model), weights, grid, recipe.evaluation.num_steps)
+        return Source(_flux(recipe.model), weights, grid, recipe.evaluation, recipe.data.test, recipe.digest())
     if model_or_run in model_names() or folder.suffix == ".yaml":
         model = load_model(model_or_run)
         grid = Grid(model.grid.num_steps, model.grid.shift)
-        return Source(_flux(model.model), None, grid, model.evaluation.num_steps)
+        return Source(_flux(model.model), None, grid, model.evaluation, model.data.test if model.data else None)
     if folder.is_dir() or HUB_ID.fullmatch(model_or_run):
         return Source(Flux(source=model_or_run))
     known = model_names()
@@ -72,6 +90,200 @@ def find_source(model_or_run: str) -> Source:
         f"{model_or_run!r} is neither a run's folder (with {RECIPE}), a model ({listing(known)}), "
         f"a pipeline's folder, nor a hub id 'owner/name'{did_you_mean(model_or_run, known)}"
     )
+
+
+def _flux(config: PolicyConfig) -> Flux:
+    if not isinstance(config, Flux):
+        raise UserError(f"images are drawn with model kind flux, this one is {config.kind}")
+    return config
+
+
+# ---- how it is drawn
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn. With the model, a prompt and its place this is all that an image depends on."""
+
+    num_steps: int
+    sigmas: Sigmas
+    """Noise levels of the pipeline's own scheduler, or of the recipe's rollouts: their grid and static shift."""
+    height: int
+    width: int
+    seed: int
+    hybrid_steps: int | None
+    """The first steps are the run's and all others the untrained model's (MixGRPO's hybrid); None: all the run's."""
+    guidance: float
+    text_tokens: int
+
+
+def drawing(
+    source: Source,
+    *,
+    num_steps: int | None = None,
+    sigmas: Sigmas = "pipeline",
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    hybrid_steps: int | None = None,
+) -> Drawing:
+    """What is not given is the model's own. Raises UserError where something does not fit the model."""
+    if sigmas == "recipe" and source.grid is None:
+        raise UserError(f"--sigmas recipe: {source.config.source} is a bare pipeline; name a run or a model fragment")
+    grid_steps = source.grid.num_steps if sigmas == "recipe" and source.grid else source.num_steps
+    steps = num_steps or grid_steps
+    if hybrid_steps is not None and source.weights is None:
+        raise UserError("--hybrid-steps: the last steps are the untrained model's, so the first need a run's weights")
+    if hybrid_steps is not None and not 0 <= hybrid_steps <= steps:
+        raise UserError(f"--hybrid-steps must be 0 to {steps}, the number of steps, got {hybrid_steps}")
+    shape = _shape(source, height, width)
+    return Drawing(
+        steps, sigmas, shape.height, shape.width, seed, hybrid_steps, source.config.guidance, shape.text_tokens
+    )
+
+
+def _shape(source: Source, height: int | None, width: int | None) -> FluxShape:
+    sizes = {name: size for name, size in (("height", height), ("width", width)) if size is not None}
+    return source.config.model_copy(update=sizes).shape()
+
+
+def image_seed(seed: int, index: int, j: int = 0) -> int:
+    """The seed of the noise of a prompt's image j: ``torch.Generator().manual_seed(...)``, float32, on the CPU."""
+    return derive_seed(seed, "sample", index, *([j] if j else []))
+
+
+class Sampler:
+    """A pipeline on a device, ready to draw. The noise of an image depends on (seed, prompt's index, j) alone.
+
+    Its pixels depend also, by rounding, on the prompts that it is drawn with: for equal files draw equal batches.
+    """
+
+    def __init__(self, source: Source, how: Drawing, device: torch.device) -> None:
+        self.source, self.how, self.device = source, how, device
+        self.shape = _shape(source, how.height, how.width)
+        self.batch = max(1, BATCH_PIXELS // (how.height * how.width))
+        """Images that are drawn at once."""
+
+    def draw(self, prompts: Sequence[Prompt], j: int = 0) -> Tensor:
+        """Image j of each prompt, [B, 3, H, W] in 0..1, float32, on the CPU."""
+        pipeline, how = self._pipeline, self.how
+        noise = torch.stack([self._noise(prompt.index, j) for prompt in prompts])
+        with self._hybrid() as on_step_end:
+            images: Tensor = pipeline(
+                prompt=[prompt.text for prompt in prompts],
+                latents=noise.to(pipeline.device, pipeline.transformer.dtype),
+                height=how.height,
+                width=how.width,
+                guidance_scale=how.guidance,
+                max_sequence_length=how.text_tokens,
+                output_type="pt",
+                callback_on_step_end=on_step_end,
+                **self._steps,
+            ).images
+        return images.float().cpu()
+
+    def _noise(self, index: int, j: int) -> Tensor:
+        generator = torch.Generator().manual_seed(image_seed(self.how.seed, index, j))
+        return torch.randn(self.shape.latent_shape, generator=generator)
+
+    @property
+    def _steps(self) -> dict[str, Any]:
+        steps: dict[str, Any] = {"num_inference_steps": self.how.num_steps}
+        if self.how.sigmas == "recipe":
+            steps["sigmas"] = list(Grid(self.how.num_steps).u[:-1])  # the scheduler shifts them
+        return steps
+
+    @cached_property
+    def _pipeline(self) -> FluxPipeline:
+        pipeline = load_pipeline(self.source, self.device)
+        if self.how.sigmas == "recipe" and self.source.grid is not None:
+            from diffusers import FlowMatchEulerDiscreteScheduler
+
+            pipeline.scheduler = FlowMatchEulerDiscreteScheduler(
+                shift=self.source.grid.shift, use_dynamic_shifting=False
+            )
+        return pipeline
+
+    # ---- the run's weights first, then the untrained model's
+
+    @contextmanager
+    def _hybrid(self) -> Iterator[Callable[..., dict[str, Any]] | None]:
+        """What the pipeline calls after each step; inside, its last steps are the untrained model's."""
+        count = self.how.hybrid_steps
+        if count is None:
+            yield None
+            return
+        if count == 0:
+            self._switch(trained=False)
+
+        def after(pipeline: FluxPipeline, step: int, time: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+            if step + 1 == count:
+                self._switch(trained=False)
+            return values
+
+        try:
+            yield after
+        finally:
+            self._switch(trained=True)
+
+    def _switch(self, *, trained: bool) -> None:
+        """Between the run's transformer and the untrained one; adapters are switched off instead."""
+        if _has_transformer(self.source.weights):
+            self._pipeline.transformer = self._trained if trained else self._untrained
+        elif trained:
+            self._pipeline.enable_lora()
+        else:
+            self._pipeline.disable_lora()
+
+    @cached_property
+    def _trained(self) -> FluxTransformer2DModel:
+        return self._pipeline.transformer
+
+    @cached_property
+    def _untrained(self) -> FluxTransformer2DModel:
+        trained = self._trained  # noted before the pipeline first gets another
+        folder = locate(self.source.config.source)
+        return _load_transformer(folder, trained.dtype).to(self.device)
+
+
+def load_pipeline(source: Source, device: torch.device) -> FluxPipeline:
+    """The pipeline with the run's weights in it, LoRA factors unmerged."""
+    from diffusers import FluxPipeline
+
+    folder = locate(source.config.source)
+    dtype = _dtype(source.config, folder, device)
+    trained = source.weights if _has_transformer(source.weights) else None
+    transformer = _load_transformer(trained or folder, dtype)
+    with quietly():
+        parts = {"transformer": transformer, "torch_dtype": dtype, "local_files_only": True}
+        pipeline = FluxPipeline.from_pretrained(folder, **parts)
+        if source.weights is not None and trained is None:
+            pipeline.load_lora_weights(source.weights)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _has_transformer(weights: Path | None) -> bool:
+    """Whether a run trained the whole transformer, and not adapters."""
+    return weights is not None and (weights / "transformer").is_dir()
+
+
+def _load_transformer(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+    from diffusers import FluxTransformer2DModel
+
+    with quietly():
+        return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+
+
+def _dtype(config: Flux, folder: Path, device: torch.device) -> torch.dtype:
+    """bf16 where the model is stored in it and a GPU runs it, else fp32."""
+    stored = read_json(folder / "text_encoder" / "config.json")
+    in_bf16 = "bfloat16" in (stored.get("dtype"), stored.get("torch_dtype"))
+    wanted = config.dtype == "bf16" or (config.dtype == "auto" and in_bf16)
+    return torch.bfloat16 if wanted and device.type == "cuda" else torch.float32
+
+
+# ---- the command
 
 
 def sample(
@@ -89,109 +301,32 @@ def sample(
     the grid and static shift of the recipe's rollouts.
     """
     source = find_source(model_or_run)
-    if sigmas == "recipe" and source.grid is None:
-        raise UserError(f"--sigmas recipe: {model_or_run} is a bare pipeline; name a run or a model fragment instead")
+    how = drawing(source, num_steps=num_steps, sigmas=sigmas, seed=seed)
     loaded = load_prompts(prompts)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} is in use; name a new folder")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = load_pipeline(source, device)
+    sampler = Sampler(source, how, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     output.mkdir(parents=True, exist_ok=True)
     model_digest = source.digest()
     with (output / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
-        for prompt, image in draw(pipeline, source, loaded, num_steps=num_steps, sigmas=sigmas, seed=seed):
-            file = f"{prompt.index:06d}.png"
-            _save(image, output / file)
-            line = {
-                "prompt": prompt.text,
-                "index": prompt.index,
-                "seed": image_seed(seed, prompt.index),
-                "file": file,
-                "model_digest": model_digest,
-            }
-            manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for chunk in (loaded[start : start + sampler.batch] for start in range(0, len(loaded), sampler.batch)):
+            for prompt, image in zip(chunk, sampler.draw(chunk), strict=True):
+                file = f"{prompt.index:06d}.png"
+                save_image(image, output / file)
+                line = {
+                    "prompt": prompt.text,
+                    "index": prompt.index,
+                    "seed": image_seed(seed, prompt.index),
+                    "file": file,
+                    "model_digest": model_digest,
+                }
+                manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
     return len(loaded)
 
 
-def draw(
-    pipeline: FluxPipeline,
-    source: Source,
-    prompts: Sequence[Prompt],
-    *,
-    num_steps: int | None = None,
-    sigmas: Sigmas = "pipeline",
-    seed: int = 0,
-) -> Iterator[tuple[Prompt, Tensor]]:
-    """Each prompt with its image [3, H, W] in 0..1, float32, on the CPU."""
-    shape = source.config.shape()
-    how: dict[str, Any] = {"num_inference_steps": num_steps or source.num_steps}
-    if sigmas == "recipe" and source.grid is not None:
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        grid = Grid(num_steps or source.grid.num_steps, source.grid.shift)
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=grid.shift, use_dynamic_shifting=False)
-        how = {"num_inference_steps": grid.num_steps, "sigmas": list(grid.u[:-1])}  # the scheduler shifts them
-    batch = max(1, BATCH_PIXELS // (shape.height * shape.width))
-    for start in range(0, len(prompts), batch):
-        chunk = prompts[start : start + batch]
-        noise = torch.stack([_noise(seed, prompt.index, shape.latent_shape) for prompt in chunk])
-        images = pipeline(
-            prompt=[prompt.text for prompt in chunk],
-            latents=noise.to(pipeline.device, pipeline.transformer.dtype),
-            height=shape.height,
-            width=shape.width,
-            guidance_scale=source.config.guidance,
-            max_sequence_length=shape.text_tokens,
-            output_type="pt",
-            **how,
-        ).images
-        yield from zip(chunk, images.float().cpu(), strict=True)
-
-
-def image_seed(seed: int, index: int) -> int:
-    """The seed of a prompt's noise: ``torch.Generator().manual_seed(...)``, float32, on the CPU."""
-    return derive_seed(seed, "sample", index)
-
-
-def load_pipeline(source: Source, device: torch.device) -> FluxPipeline:
-    """The pipeline with the run's weights in it, LoRA factors unmerged."""
-    from diffusers import FluxPipeline, FluxTransformer2DModel
-
-    folder = locate(source.config.source)
-    dtype = _dtype(source.config, folder, device)
-    trained = source.weights is not None and (source.weights / "transformer").is_dir()
-    with quietly():
-        transformer = FluxTransformer2DModel.from_pretrained(
-            source.weights if trained else folder, subfolder="transformer", torch_dtype=dtype
-        )
-        parts = {"transformer": transformer, "torch_dtype": dtype, "local_files_only": True}
-        pipeline = FluxPipeline.from_pretrained(folder, **parts)
-        if source.weights is not None and not trained:
-            pipeline.load_lora_weights(source.weights)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def _dtype(config: Flux, folder: Path, device: torch.device) -> torch.dtype:
-    """bf16 where the model is stored in it and a GPU runs it, else fp32."""
-    stored = read_json(folder / "text_encoder" / "config.json")
-    in_bf16 = "bfloat16" in (stored.get("dtype"), stored.get("torch_dtype"))
-    wanted = config.dtype == "bf16" or (config.dtype == "auto" and in_bf16)
-    return torch.bfloat16 if wanted and device.type == "cuda" else torch.float32
-
-
-def _noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(image_seed(seed, index)))
-
-
-def _save(image: Tensor, path: Path) -> None:
+def save_image(image: Tensor, path: Path) -> None:
+    """An image [3, H, W] in 0..1 as the file that ``path``'s suffix names."""
     from PIL import Image
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path)
-
-
-def _flux(config: PolicyConfig) -> Flux:
-    if not isinstance(config, Flux):
-        raise UserError(f"flowrl sample draws with model kind flux, this one is {config.kind}")
-    return config
