@@ -37,6 +37,7 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "summary",
         "rollout.max_batch",
         "rollout.decode_batch",
+        "rollout.score_ahead",
         "data.test",
         "evaluation",
         "run.microbatch",
@@ -82,6 +83,8 @@ class RolloutSection(Section):
     """Latents per forward."""
     decode_batch: int = Field(default=16, ge=1)
     """Images decoded and scored together."""
+    score_ahead: int = Field(default=0, ge=0)
+    """Decoded batches that may be scored, or wait for it, while the rollout goes on; 0 to score in line."""
 
 
 class OptimizerSection(Section):
