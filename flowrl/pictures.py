@@ -171,19 +171,22 @@ def _plot(axes: Axes, panel: Panel, series: Mapping[str, list[tuple[int, float]]
 
 
 def _mark(axes: Axes, marks: Mapping[int, str]) -> None:
-    """A vertical line at each iteration, its word at the bottom."""
-    for iteration, word in marks.items():
+    """A vertical line at each iteration, its word at the bottom, on the side where there is more room."""
+    for iteration in marks:
         axes.axvline(iteration, color=MUTED, lw=0.8, ls="--", zorder=1)
-
-        axes.annotate(
+    middle = sum(axes.get_xlim()) / 2
+    for iteration, word in marks.items():
+        text = axes.annotate(
             word,
             (iteration, 0),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(2, 2),
+            xytext=(2 if iteration < middle else -2, 2),
             textcoords="offset points",
+            ha="left" if iteration < middle else "right",
             fontsize=6.5,
             color=MUTED,
         )
+        text.set_in_layout(False)
 
 
 def _scale(axes: Axes, panel: Panel, is_positive: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,6 +154,24 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "keep_if_best", full)
     with pytest.raises(RunFailed, match=r"after iteration 0 cannot be written.*No space left"):
         run(monitored(tmp_path), tmp_path / "out")
+
+
+def test_where_a_run_would_have_ended_is_found_afterwards(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("hacking", Path(__file__).parents[2] / "benchmarks" / "hacking.py")
+    hacking = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hacking)
+    recipe = monitored(tmp_path)
+    ended = run(recipe, tmp_path / "ended")
+    whole = run(recipe, tmp_path / "whole", "evaluation.stop=null")
+    assert whole.iteration == 12
+    rule = {"monitor": "contrary", "reward": None, "patience": 2, "min_drop": 0.0}
+    assert hacking.first_end(read_rows(tmp_path / "whole"), **rule) == ended.hacking
+    capsys.readouterr()
+    hacking.plot(tmp_path / "whole", tmp_path / "hacking.png", **rule)
+    assert str(ended.hacking) in capsys.readouterr().out
+    assert (tmp_path / "hacking.png").is_file()
+    with pytest.raises(SystemExit, match=r"test/gold \(known: test/a, test/contrary\)"):
+        hacking.plot(tmp_path / "whole", tmp_path / "other.png", **rule | {"monitor": "gold"})
 
 
 @pytest.mark.parametrize(
