@@ -94,6 +94,9 @@ SigmasOption = Annotated[
     Literal["pipeline", "recipe"],
     typer.Option("--sigmas", help="Noise levels of the pipeline's own scheduler, or of the recipe's rollouts."),
 ]
+WeightsOption = Annotated[
+    Literal["last", "best"], typer.Option("--weights", help="Of a run: where it ended, or the best by its monitor.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="With a prompt's index: its image's seed.")]
 _STAGE_HELP = (
     "Only this stage, and others so given; of shapes: data, vae, transformer, fresh, refine, package, auditor, measure."
@@ -185,11 +188,13 @@ def sample(
     steps: StepsOption = None,
     sigmas: SigmasOption = "pipeline",
     seed: SeedOption = 0,
+    weights: WeightsOption = "last",
 ) -> None:
     """Draw an image per prompt, seeded by the prompt's index."""
     from flowrl.sampling import sample as draw
 
-    count = draw(model_or_run, prompts=prompts, output=output, num_steps=steps, sigmas=sigmas, seed=seed)
+    options: dict[str, Any] = {"num_steps": steps, "sigmas": sigmas, "seed": seed, "weights": weights}
+    count = draw(model_or_run, prompts=prompts, output=output, **options)
     typer.echo(f"{count} images and manifest.jsonl in {output}")
 
 
@@ -265,6 +270,7 @@ def _print_dry_run(recipe: Recipe) -> None:
         count = f"{len(local[name]):,} prompts" if name in local else "fetched when training starts"
         typer.echo(f"{name}: {source}, {count}")
     _print_cost(recipe, iteration_cost(recipe), iteration=0)
+    recipe.check_scorers()
 
 
 def _print_cost(recipe: Recipe, cost: Cost, iteration: int) -> None:

@@ -78,18 +78,20 @@ def _draw(trainer: Trainer, prompts: list[Prompt], scorers: Mapping[str, Scorer]
     """An image per prompt by the ODE of a plan without actions, scored."""
     recipe = trainer.recipe
     plan = compile_plan(Grid(recipe.evaluation.num_steps, recipe.grid.shift), [Arm({})], Strided().paths)
-    weights = dict.fromkeys(scorers, 1.0)
-    scoring = Scoring(trainer.policy, scorers, weights, prompts, plan, "prompt", keep_images=keep_images)
-    execute(
-        plan,
-        trainer.policy,
-        trainer.policy.encode(prompts),
-        recipe.kernel,
-        Noise(recipe.evaluation.seed, iteration=0),
-        positions=[prompt.index for prompt in prompts],
-        on_leaves=scoring.add,
-        device=trainer.device,
-        max_batch=recipe.rollout.max_batch,
-        leaf_batch=recipe.rollout.decode_batch,
-    )
+    weights, ahead = dict.fromkeys(scorers, 1.0), recipe.rollout.score_ahead
+    with Scoring(
+        trainer.policy, scorers, weights, prompts, plan, "prompt", keep_images=keep_images, ahead=ahead
+    ) as scoring:
+        execute(
+            plan,
+            trainer.policy,
+            trainer.policy.encode(prompts),
+            recipe.kernel,
+            Noise(recipe.evaluation.seed, iteration=0),
+            positions=[prompt.index for prompt in prompts],
+            on_leaves=scoring.add,
+            device=trainer.device,
+            max_batch=recipe.rollout.max_batch,
+            leaf_batch=recipe.rollout.decode_batch,
+        )
     return scoring

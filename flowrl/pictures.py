@@ -51,6 +51,7 @@ PANELS = (
     Panel("Seconds per iteration", ("seconds", "seconds/*")),
     Panel("Dropped groups", ("skipped_groups", "skipped_updates"), even_if_constant=False),
 )
+MARKED = ("Training reward", "Held-out scores")
 
 
 class BeforeAfter(NamedTuple):
@@ -78,9 +79,10 @@ class Card(NamedTuple):
     caption: str
 
 
-def curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def curves(rows: Sequence[Mapping[str, Any]], path: Path, marks: Mapping[int, str] | None = None) -> None:
     """Small multiples of a run's metrics against the iteration; a panel that has no values is left out.
 
+    ``marks``: words at iterations, shown in the panels of rewards and of held-out scores.
     ``rows`` as :func:`flowrl.tracking.read_rows` returns them. Raises ValueError where no panel has values.
     """
     filled = [(panel, series) for panel in PANELS if (series := _series(rows, panel))]
@@ -94,6 +96,8 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.remove()
         for (panel, series), axes in zip(filled, grid.flat, strict=False):
             _plot(axes, panel, series)
+            if panel.title in MARKED:
+                _mark(axes, marks or {})
         figure.tight_layout(pad=1.0, w_pad=1.4, h_pad=1.2)
 
 
@@ -164,6 +168,25 @@ def _plot(axes: Axes, panel: Panel, series: Mapping[str, list[tuple[int, float]]
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
+
+
+def _mark(axes: Axes, marks: Mapping[int, str]) -> None:
+    """A vertical line at each iteration, its word at the bottom, on the side where there is more room."""
+    for iteration in marks:
+        axes.axvline(iteration, color=MUTED, lw=0.8, ls="--", zorder=1)
+    middle = sum(axes.get_xlim()) / 2
+    for iteration, word in marks.items():
+        text = axes.annotate(
+            word,
+            (iteration, 0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(2 if iteration < middle else -2, 2),
+            textcoords="offset points",
+            ha="left" if iteration < middle else "right",
+            fontsize=6.5,
+            color=MUTED,
+        )
+        text.set_in_layout(False)
 
 
 def _scale(axes: Axes, panel: Panel, is_positive: bool) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,39 +20,16 @@ from pydantic import (
     model_validator,
 )
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.plan import Plan, compile_plan
 from flowrl.protocols import Advantage, Continuation, Kernel, Loss, PolicyConfig, Schedule, ScorerConfig
+from flowrl.recipe_changes import digest
 from flowrl.recipe_errors import explain
 from flowrl.recipe_files import Merged, RecipeFile, as_typed, assemble, assemble_model
 from flowrl.sigmas import Grid
 from flowrl.types import Arm
 from flowrl.updates import Updates
 
-TRAJECTORY_FREE_KEYS = frozenset(
-    {
-        "name",
-        "summary",
-        "rollout.max_batch",
-        "rollout.decode_batch",
-        "data.test",
-        "evaluation",
-        "run.microbatch",
-        "run.checkpoint_every",
-        "run.keep_checkpoints",
-        "run.sample_every",
-        "run.num_samples",
-        "run.trackers",
-        "run.self_check_bound",
-        "run.non_finite",
-        "model.cache_dir",
-        "model.cache_limit",
-    }
-)
-"""Keys (with all below them) that do not enter the parameters' trajectory."""
-PAIRED_KEYS = frozenset({"data.test", "evaluation.num_steps", "evaluation.seed", "evaluation.limit"})
-"""Those of them that a resumed run keeps all the same: before and after are compared prompt by prompt. Scorers may come
-and go, but not change under their name."""
 MAX_CHECKED_ITERATIONS = 10_000
 
 
@@ -82,6 +57,8 @@ class RolloutSection(Section):
     """Latents per forward."""
     decode_batch: int = Field(default=16, ge=1)
     """Images decoded and scored together."""
+    score_ahead: int = Field(default=0, ge=0)
+    """Decoded batches that may be scored, or wait for it, while the rollout goes on; 0 to score in line."""
 
 
 class OptimizerSection(Section):
@@ -138,6 +115,19 @@ class GenerateSection(Section):
     width: int | None = Field(default=None, ge=1)
 
 
+class StopSection(Section):
+    """When a run ends early: :func:`flowrl.monitors.reward_hacking` is the rule."""
+
+    monitor: str
+    """A scorer of ``evaluation.scorers``."""
+    reward: str | None = None
+    """The reward that it is compared with; null for the weighted sum of all."""
+    patience: int = Field(default=3, ge=1)
+    """Evaluations in a row."""
+    min_drop: float = Field(default=0.0, ge=0)
+    """How far below its best the monitor must be, in its own unit."""
+
+
 class EvaluationSection(Section):
     """The held-out evaluation before, after and, where asked for, during training; and what ``flowrl eval`` does."""
 
@@ -151,6 +141,20 @@ class EvaluationSection(Section):
     generate: GenerateSection = GenerateSection()
     metrics: str = Field(default="official", min_length=1)
     """Of ``flowrl eval``: a metrics fragment, its name or file."""
+    keep_best: str | None = None
+    """The scorer by which the best weights are kept."""
+    stop: StopSection | None = None
+    """Ends the run where a scorer falls while the reward rises; null: it never ends early."""
+
+    @model_validator(mode="after")
+    def _monitors_exist(self) -> Self:
+        named = {"keep_best": self.keep_best, "stop.monitor": None if self.stop is None else self.stop.monitor}
+        for key, name in named.items():
+            if name is not None and name not in self.scorers:
+                raise ValueError(f"{key}: {_no_such(name, self.scorers)} among evaluation.scorers")
+        if self.stop is not None and not self.every:
+            raise ValueError("stop needs evaluations during training: set evaluation.every")
+        return self
 
 
 class Reward(Section):
@@ -244,12 +248,30 @@ class Recipe(Section):
         """Compile every plan that the run will come to (of a very long one, of its beginning), as :meth:`plan` does."""
         with self._explained("rewards", 0):
             _check_weights([reward.weight for reward in self.rewards.values()], self.advantage.mixing)
+        with self._explained("evaluation", 0):
+            _check_monitors(self)
         seen: set[str] = set()
         for iteration in range(min(self.run.iterations, MAX_CHECKED_ITERATIONS)):
             arms = repr(self.arms(iteration))
             if arms not in seen:
                 seen.add(arms)
                 self.plan(iteration)
+
+    def scorers(self) -> dict[str, dict[str, ScorerConfig]]:
+        """Section -> name -> scorer, of the rewards and, where there are held-out prompts, of the evaluation."""
+        rewards = {name: reward.scorer for name, reward in self.rewards.items()}
+        return {"rewards": rewards, "evaluation": self.evaluation.scorers if self.data.test else {}}
+
+    def check_scorers(self) -> None:
+        """Raise UserError with everything that the scorers lack (weights, an address), before one is loaded."""
+        problems: dict[str, None] = {}
+        for scorer in [scorer for section in self.scorers().values() for scorer in section.values()]:
+            try:
+                scorer.check()
+            except UserError as error:
+                problems[str(error)] = None
+        if problems:
+            raise UserError("\n".join(problems))
 
     @contextmanager
     def _explained(self, section: str, iteration: int) -> Iterator[None]:
@@ -269,10 +291,8 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
-        """A name for the trajectory: equal for recipes that differ in ``TRAJECTORY_FREE_KEYS`` only."""
-        leaves = _leaves(self.resolved())
-        entering = sorted((key, repr(value)) for key, value in leaves if not _is_under(key, TRAJECTORY_FREE_KEYS))
-        return hashlib.sha256(json.dumps(entering).encode()).hexdigest()[:16]
+        """A name for the trajectory: equal for recipes that differ in what does not enter it only."""
+        return digest(self.resolved())
 
 
 class ModelFragment(BaseModel):
@@ -323,49 +343,6 @@ def load_model(name: str) -> ModelFragment:
         raise UserError(explain(error, ModelFragment, merged, file.label)) from error
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What keeps a run of the resolved recipe ``old`` from being continued with ``new``, one line per key.
-
-    Keys of ``TRAJECTORY_FREE_KEYS`` may differ, except what before and after are compared by (``PAIRED_KEYS``).
-    ``run.iterations`` may grow where neither the schedule nor the learning rate depends on it.
-
-    >>> differences({"optimizer": {"lr": 1e-4}}, {"optimizer": {"lr": 2e-4}})
-    ['optimizer.lr: 0.0001 -> 0.0002']
-    """
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    found = []
-    for key in sorted(before.keys() | after.keys()):
-        a, b = before.get(key, "not set"), after.get(key, "not set")
-        if a == b or (_is_under(key, TRAJECTORY_FREE_KEYS) and not _is_paired(key, old, new)):
-            continue
-        if key == "run.iterations":
-            if b < a:
-                found.append(f"{key}: {a} -> {b} (it may only grow)")
-            elif reason := _depends_on_iterations(old, new):
-                found.append(f"{key}: {a} -> {b} ({reason} depends on it)")
-            continue
-        found.append(f"{key}: {a} -> {b}")
-    return found
-
-
-def _depends_on_iterations(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """What of the iterations of ``old`` would be another with the number of iterations of ``new``."""
-    if old["optimizer"]["schedule"] != "constant":
-        return "optimizer.schedule"
-    schedule = Schedule.model_validate(old["schedule"])
-    count = old["run"]["iterations"]
-    shape = {
-        "num_steps": old["grid"]["num_steps"],
-        "group": old["rollout"]["group"],
-        "seed": old["run"]["seed"],
-    }
-    for iteration in range(count):
-        planned = schedule.arms(iteration=iteration, iterations=count, **shape)
-        if planned != schedule.arms(iteration=iteration, iterations=new["run"]["iterations"], **shape):
-            return "schedule"
-    return None
-
-
 def _check_weights(weights: Sequence[float], mixing: str) -> None:
     if not any(weights):
         raise ValueError("every weight is 0; at least one reward needs another")
@@ -373,25 +350,16 @@ def _check_weights(weights: Sequence[float], mixing: str) -> None:
         raise ValueError(f"mixing weighted_advantages divides by the sum of the weights, which is {sum(weights):g}")
 
 
-def _is_paired(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether ``key`` says what before and after are compared by, a scorer of both recipes included."""
-    scorers = [values.get("evaluation", {}).get("scorers", {}) for values in (old, new)]
-    common = {f"evaluation.scorers.{name}" for name in scorers[0] if name in scorers[1]}
-    return _is_under(key, PAIRED_KEYS | common)
+def _check_monitors(recipe: Recipe) -> None:
+    evaluation, stop = recipe.evaluation, recipe.evaluation.stop
+    if (evaluation.keep_best or stop) and recipe.data.test is None:
+        raise ValueError("keep_best and stop need held-out prompts: set data.test")
+    if stop is not None and stop.reward is not None and stop.reward not in recipe.rewards:
+        raise ValueError(f"stop.reward: {_no_such(stop.reward, recipe.rewards)} among the rewards")
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of everything that is not a mapping."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _is_under(key: str, keys: frozenset[str]) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:length]) in keys for length in range(1, len(parts) + 1))
+def _no_such(name: str, known: Mapping[str, Any]) -> str:
+    return f"there is no {name!r}{did_you_mean(name, known)} (known: {listing(known)})"
 
 
 def import_plugins(file: RecipeFile, merged: Merged) -> None:

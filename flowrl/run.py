@@ -4,9 +4,10 @@ OUTPUT/recipe.yaml            the resolved recipe, a valid recipe itself
        metrics.jsonl, .csv    a row per iteration        curves.png
        tensorboard/           and other trackers
        checkpoints/           to resume from
+       scorers.json           what each reward and monitor is
        evaluation/            held-out scores before and after, per prompt, and the pictures' images
        before_after.png       the same prompts and noise before and after
-       weights/, weights_ema/ what plain diffusers loads
+       weights/, weights_ema/ what plain diffusers loads; weights_best/, the best by a monitor
        summary.json
 """
 
@@ -15,14 +16,13 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
+from typing import Any, Literal
 
 import torch
-import yaml
 
 from flowrl import atomic, checkpoint
 from flowrl.agreement import Agreement
@@ -30,19 +30,17 @@ from flowrl.data import PromptOrder, check_disjoint, load_prompts
 from flowrl.errors import RunFailed, UserError
 from flowrl.heldout import HeldOut, evaluate
 from flowrl.interrupt import DropIteration, Interrupt
-from flowrl.launch import is_first_rank
-from flowrl.output import RECIPE, check_output, locked
+from flowrl.monitors import Best, Hacking, keep_if_best, read_best, reward_hacking
+from flowrl.output import RECIPE, locked
 from flowrl.pictures import BeforeAfter, curves, grid, sample_grid
 from flowrl.progress import Progress
 from flowrl.protocols import Scorer
-from flowrl.recipe import Recipe, differences
+from flowrl.recipe import Recipe
+from flowrl.run_folder import CHECKPOINTS, SUMMARY, prepare, save_weights, write_identities, write_snapshot
 from flowrl.summary import Summary, changes, device_name, plain
-from flowrl.tracking import Tracking, read_rows
+from flowrl.tracking import Tracking, make_row, read_rows
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
-
-CHECKPOINTS = "checkpoints"
-SUMMARY = "summary.json"
 
 
 def train(
@@ -62,12 +60,11 @@ def train(
     if stop_after is not None and stop_after < 1:
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
     recipe.model.check()
-    for scorer in (*(reward.scorer for reward in recipe.rewards.values()), *recipe.evaluation.scorers.values()):
-        scorer.check()
+    recipe.check_scorers()
     train_prompts = load_prompts(recipe.data.train)
     test_prompts = _test_prompts(recipe)
     check_disjoint(train_prompts, test_prompts)
-    found = _prepare(recipe, output, resume)
+    found = prepare(recipe, output, resume)
     with ExitStack() as stack:
         trainer = Trainer(recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed))
         is_main = trainer.accelerator.is_main_process
@@ -90,6 +87,12 @@ class _Session:
         self.agreement = Agreement()
         self.saved = 0
         """The iteration after which the newest checkpoint was written."""
+        self.hacking: Hacking | None = None
+        """What the run ends early for; known to the main process."""
+        self.is_over = False
+        """Whether it ends early; known to all."""
+        self.identities: dict[str, dict[str, Any]] = {}
+        """Of the scorers; known to the main process."""
         self.scorers: dict[str, Scorer] = {}
         if test_prompts:
             self.scorers = {name: trainer.load_scorer(s) for name, s in self.recipe.evaluation.scorers.items()}
@@ -99,7 +102,7 @@ class _Session:
         try:
             self._start(found)
             self._loop(min(self.recipe.run.iterations, stop_after or self.recipe.run.iterations))
-            if self.trainer.iteration >= self.recipe.run.iterations:
+            if self.trainer.iteration >= self.recipe.run.iterations or self.is_over:
                 return self._finish()
         except DropIteration:
             self._save_if_newer()
@@ -126,7 +129,13 @@ class _Session:
         if self.is_main:
             if found is None:
                 shutil.rmtree(self.output / "evaluation", ignore_errors=True)  # of a run that ended before it began
-            _write_snapshot(recipe, self.output)
+            atomic.remove_leftovers(self.output)
+            self.identities = {
+                section: {name: scorer.identity() for name, scorer in scorers.items()}
+                for section, scorers in recipe.scorers().items()
+            }
+            write_identities(self.identities, self.output, resumed=trainer.iteration > 0)
+            write_snapshot(recipe, self.output)
         self.tracking = self.stack.enter_context(
             Tracking(
                 self.output,
@@ -146,7 +155,9 @@ class _Session:
     def _loop(self, stop: int) -> None:
         """Iterate until ``stop`` iterations are done or a stop is asked for."""
         trainer, every = self.trainer, self.recipe.run.checkpoint_every
-        while trainer.iteration < stop and not self._stop_requested():
+        if trainer.iteration:
+            self._catch_up()
+        while trainer.iteration < stop and not self.is_over and not self._agreed(self.interrupt.requested):
             self.progress.stage(f"iteration {trainer.iteration + 1}")
             metrics = trainer.iterate(self._droppable(f"iteration {trainer.iteration + 1}"))
             self.progress.update(self.tracking.log(trainer.iteration, metrics))
@@ -170,20 +181,50 @@ class _Session:
         if not self.agreement.keep(name, lambda: interrupt.dropping or (at_once and interrupt.requested)):
             raise DropIteration(f"{name} is dropped by another process")
 
-    def _stop_requested(self) -> bool:
-        """Whether a rank was asked to stop: all stop after the same iteration."""
-        flag = torch.tensor([float(self.interrupt.requested)], device=self.trainer.device)
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether a rank wants it: all of them then do the same."""
+        flag = torch.tensor([float(wanted)], device=self.trainer.device)
         return bool(self.trainer.accelerator.reduce(flag, "sum") > 0)
 
     def _monitor(self) -> None:
         """The held-out evaluation and the sample grid, where one is due. A checkpoint that is due precedes them."""
-        iteration = self.trainer.iteration
-        run, every = self.recipe.run, self.recipe.evaluation.every
-        if every and iteration % every == 0 and iteration < run.iterations and self.scorers:
-            found = self._draw(self.test_prompts, f"evaluation {iteration}")
-            self.tracking.log(iteration, _means(found))
+        iteration, run = self.trainer.iteration, self.recipe.run
+        if self._is_evaluated(iteration):
+            self._evaluate()
         if run.sample_every and iteration % run.sample_every == 0 and self.test_prompts:
             self._draw_samples(iteration)
+        if self.is_over:
+            self._save_if_newer()
+
+    def _is_evaluated(self, iteration: int) -> bool:
+        """Whether an evaluation during training follows this iteration."""
+        every = self.recipe.evaluation.every
+        return bool(every and iteration % every == 0 and iteration < self.recipe.run.iterations and self.scorers)
+
+    def _catch_up(self) -> None:
+        """Where a run goes on: the evaluation that it was stopped before or in, and whether it had ended early."""
+        iteration = self.trainer.iteration
+        if self._is_evaluated(iteration) and not self._is_logged([f"test/{name}" for name in self.scorers]):
+            self._evaluate()
+        else:
+            self._judge_run()
+
+    def _is_logged(self, names: Iterable[str]) -> bool:
+        """Whether the iteration that is done has a row with these metrics."""
+        rows = read_rows(self.output) if self.is_main else []
+        return self._agreed(any(r["iteration"] == self.trainer.iteration and set(names) <= r.keys() for r in rows))
+
+    def _judge_run(self, means: Mapping[str, float] | None = None) -> None:
+        """Whether the run ends early, by its rows and an evaluation that is not among them yet."""
+        rule = self.recipe.evaluation.stop
+        if rule is None or not self.scorers:
+            return
+        if self.is_main:
+            new = [] if means is None else [make_row(self.trainer.iteration, means)]
+            self.hacking = reward_hacking([*read_rows(self.output), *new], **rule.model_dump())
+            if self.hacking is not None:
+                self.progress.note(str(self.hacking))
+        self.is_over = self._agreed(self.hacking is not None)
 
     def _draw(
         self, prompts: Sequence[Prompt], name: str, *, scored: bool = True, num_images: int = 0, at_once: bool = False
@@ -236,30 +277,61 @@ class _Session:
 
     # ---- before and after
 
-    def _evaluate(self, when: str) -> None:
-        self.progress.stage(f"evaluating {len(self.test_prompts)} held-out prompts, {when} training")
-        found = self._draw(self.test_prompts, when, num_images=self.recipe.run.num_samples, at_once=True)
-        means, iteration = _means(found), self.trainer.iteration
+    def _evaluate(self, when: Literal["before", "after"] | None = None) -> None:
+        """Judge the held-out prompts, log it, keep the weights if they are the best, and see whether to go on.
+
+        Of the evaluations before and after training all scores, and images, are kept.
+        """
+        iteration, num_images = self.trainer.iteration, 0 if when is None else self.recipe.run.num_samples
+        when_text = f"after iteration {iteration}" if when is None else f"{when} training"
+        self.progress.stage(f"evaluating {len(self.test_prompts)} held-out prompts, {when_text}")
+        name = when or f"evaluation {iteration}"
+        found = self._draw(self.test_prompts, name, num_images=num_images, at_once=when is not None)
+        means = _means(found)
         if self.is_main:
-            folder = self.output / "evaluation"
-            folder.mkdir(exist_ok=True)
-            torch.save(found.images, folder / f"{when}.pt")
-            indices = [prompt.index for prompt in self.test_prompts]
-            answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
-            atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})
-            rows = read_rows(self.output)
-            if not any(row["iteration"] == iteration and means.keys() <= row.keys() for row in rows):
-                self.tracking.log(iteration, means)  # a finished run that is resumed has it already
+            if when is not None:
+                self._keep_scores(found, when)
+            self._keep_best(means)
+        if self._is_logged(means):
+            return  # a finished run that is resumed has it already
+        self._judge_run(means)
+        verdict = {} if self.recipe.evaluation.stop is None else {"early_stop": float(self.is_over)}
+        self.tracking.log(iteration, means | verdict)
+
+    def _keep_scores(self, found: HeldOut, when: str) -> None:
+        folder = self.output / "evaluation"
+        folder.mkdir(exist_ok=True)
+        torch.save(found.images, folder / f"{when}.pt")
+        indices = [prompt.index for prompt in self.test_prompts]
+        answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
+        atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})
+
+    def _keep_best(self, means: Mapping[str, float]) -> None:
+        """The weights that were evaluated, where they are the best so far by ``evaluation.keep_best``."""
+        monitor = self.recipe.evaluation.keep_best
+        if monitor is None:
+            return
+        candidate = Best(monitor, self.trainer.iteration, means[f"test/{monitor}"])
+        try:
+            with self.trainer.averaged():
+                keep_if_best(self.output, candidate, self.trainer.policy.save_pretrained)
+        except OSError as error:
+            raise RunFailed(f"the weights after iteration {candidate.iteration} cannot be written: {error}") from error
 
     def _finish(self) -> Summary:
         trainer = self.trainer
         if self.is_main:
-            _save_weights(trainer, self.output)
+            save_weights(trainer, self.output)
         trainer.accelerator.wait_for_everyone()
         if self.scorers:
             self._evaluate("after")
         if self.is_main:
-            curves(read_rows(self.output), self.output / "curves.png")
+            best, marks = read_best(self.output), {}
+            if best is not None:
+                marks[best.iteration] = "best"
+            if self.hacking is not None:
+                marks[self.hacking.iteration] = "end"
+            curves(read_rows(self.output), self.output / "curves.png", marks)
             if (self.output / "evaluation" / "before.pt").is_file():
                 self._draw_before_after()
         summary = self._summary(None)
@@ -295,6 +367,9 @@ class _Session:
             device=device_name(self.trainer.device),
             signal=None if signal is None else int(signal),
             resume=resume,
+            best=read_best(self.output) if self.is_main else None,
+            hacking=self.hacking,
+            scorers=self.identities,
             **total,
         )
 
@@ -303,51 +378,6 @@ def _test_prompts(recipe: Recipe) -> list[Prompt]:
     if recipe.data.test is None:
         return []
     return load_prompts(recipe.data.test)[: recipe.evaluation.limit]
-
-
-def _prepare(recipe: Recipe, output: Path, resume: bool) -> checkpoint.Found | None:
-    """Refuse a folder in use and a recipe that is not the one that was begun; find where to go on."""
-    if is_first_rank():
-        check_output(output, resume)
-    if not resume:
-        return None
-    began = output / RECIPE
-    found = checkpoint.newest(output / CHECKPOINTS)
-    if found.path is None:
-        if found.skipped:
-            raise UserError(f"--resume: no checkpoint in {output} can be used: {'; '.join(found.skipped)}")
-        return found if yaml.safe_load(began.read_text()) == recipe.resolved() else None  # None: nothing is kept
-    old = checkpoint.read_manifest(found.path)["recipe"]
-    changed = differences(old, recipe.resolved())
-    if changed:
-        listed = "\n  ".join(changed)
-        raise UserError(
-            f"--resume: the run in {output} was begun with other values (theirs -> yours):\n  {listed}\n"
-            f"go on with its own recipe, {began}, or start a new run in another folder"
-        )
-    return found
-
-
-def _write_snapshot(recipe: Recipe, output: Path) -> None:
-    """The resolved recipe, beside it the plugins that lay beside the recipe: together they are the recipe anew."""
-    atomic.write_text(output / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, width=110))
-    for name in recipe.plugins:
-        plugin = Path(sys.modules[name].__file__ or "")
-        if plugin.parent in (recipe.source_path.parent, Path.cwd()) and plugin.parent != output.resolve():
-            shutil.copy(plugin, output)
-
-
-def _save_weights(trainer: Trainer, output: Path) -> None:
-    """``weights/`` and, where an average is kept, ``weights_ema/``: each appears whole or not at all."""
-    _save_policy(trainer, output / "weights")
-    if trainer.ema is not None:
-        with trainer.ema.swapped_in():
-            _save_policy(trainer, output / "weights_ema")
-
-
-def _save_policy(trainer: Trainer, folder: Path) -> None:
-    with atomic.new_folder(folder) as temporary:
-        trainer.policy.save_pretrained(temporary)
 
 
 def _means(found: HeldOut) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from flowrl.data import load_prompts
 from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.hub import HUB_ID
+from flowrl.monitors import WEIGHTS_BEST
 from flowrl.output import RECIPE
 from flowrl.policies.flux import Flux
 from flowrl.policies.flux_shape import FluxShape
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
 Sigmas = Literal["pipeline", "recipe"]
-RUN_WEIGHTS = ("weights_ema", "weights")  # the first there is: what the run's evaluation measured
+Weights = Literal["last", "best"]
+RUN_WEIGHTS: dict[Weights, tuple[str, ...]] = {"last": ("weights_ema", "weights"), "best": (WEIGHTS_BEST,)}
+"""The first there is: what the run's evaluation measured."""
+NO_WEIGHTS: dict[Weights, str] = {
+    "last": "its training has not ended; go on with --resume",
+    "best": "evaluation.keep_best names no monitor, or nothing was evaluated",
+}
 BATCH_PIXELS = 1 << 18
 """Pixels that are drawn at once: 64 images of 64x64, 1 of 720x720."""
 PIPELINE_STEPS = 28
@@ -69,16 +76,21 @@ class Source:
         return base if self.weights is None else f"{base}+{digest(self.weights, ('.',))}"
 
 
-def find_source(model_or_run: str) -> Source:
-    """A run's folder, the name or file of a model fragment, or a pipeline's folder or hub id."""
+def find_source(model_or_run: str, weights: Weights = "last") -> Source:
+    """A run's folder, the name or file of a model fragment, or a pipeline's folder or hub id.
+
+    ``weights``: those that a run ended with, or the best by its monitor (``evaluation.keep_best``).
+    """
     folder = Path(model_or_run)
     if (folder / RECIPE).is_file():
         recipe = load_recipe(folder / RECIPE)
-        weights = next((folder / name for name in RUN_WEIGHTS if (folder / name).is_dir()), None)
-        if weights is None:
-            raise UserError(f"{folder} holds no weights yet: its training has not ended; go on with --resume")
+        found = next((folder / name for name in RUN_WEIGHTS[weights] if (folder / name).is_dir()), None)
+        if found is None:
+            raise UserError(f"{folder} holds no {RUN_WEIGHTS[weights][-1]} yet: {NO_WEIGHTS[weights]}")
         grid = Grid(recipe.grid.num_steps, recipe.grid.shift)
-        return Source(_flux(recipe.model), weights, grid, recipe.evaluation, recipe.data.test, recipe.digest())
+        return Source(_flux(recipe.model), found, grid, recipe.evaluation, recipe.data.test, recipe.digest())
+    if weights == "best":
+        raise UserError(f"--weights best: {model_or_run} is not a run's folder (with {RECIPE})")
     if model_or_run in model_names() or folder.suffix == ".yaml":
         model = load_model(model_or_run)
         grid = Grid(model.grid.num_steps, model.grid.shift)
@@ -294,13 +306,14 @@ def sample(
     num_steps: int | None = None,
     sigmas: Sigmas = "pipeline",
     seed: int = 0,
+    weights: Weights = "last",
 ) -> int:
     """Draw an image per prompt into ``output`` with ``manifest.jsonl``; returns their number.
 
     The noise of a prompt depends on ``seed`` and the prompt's index alone. ``sigmas``: the pipeline's own scheduler, or
     the grid and static shift of the recipe's rollouts.
     """
-    source = find_source(model_or_run)
+    source = find_source(model_or_run, weights)
     how = drawing(source, num_steps=num_steps, sigmas=sigmas, seed=seed)
     loaded = load_prompts(prompts)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

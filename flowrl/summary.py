@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowrl import __version__
+from flowrl.monitors import WEIGHTS_BEST, Best, Hacking
 from flowrl.progress import duration
 from flowrl.statistics import Interval, difference_interval, mean_interval
 
@@ -27,7 +28,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended. ``signal`` is the number of the signal that stopped it; ``resume`` says how to go on."""
+    """How a run ended. ``signal`` is the number of the signal that stopped it; ``resume`` says how to go on; ``best``
+    is what weights_best/ holds; ``hacking`` what ``evaluation.stop`` found; ``scorers`` what each scorer is."""
 
     name: str
     output: Path
@@ -41,6 +43,9 @@ class Summary:
     device: str
     signal: int | None = None
     resume: str | None = None
+    best: Best | None = None
+    hacking: Hacking | None = None
+    scorers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -69,6 +74,8 @@ def plain(summary: Summary) -> dict[str, Any]:
         name: {part: interval._asdict() for part, interval in vars(change).items()}
         for name, change in summary.held_out.items()
     }
+    values["best"] = None if summary.best is None else summary.best._asdict()
+    values["hacking"] = None if summary.hacking is None else summary.hacking._asdict()
     versions = {"flowrl": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return values | {"versions": versions}
 
@@ -85,7 +92,11 @@ def describe(summary: Summary) -> Iterator[str]:
         yield f"{summary.name}: stopped after {summary.iteration} of {summary.iterations} iterations"
         yield summary.resume
         return
-    yield f"{summary.name}: {summary.iterations} iterations in {duration(summary.seconds)} on {summary.device}"
+    yield f"{summary.name}: {summary.iteration} iterations in {duration(summary.seconds)} on {summary.device}"
+    if summary.hacking is not None:
+        early = summary.iteration < summary.iterations
+        yield f"ended early, after {summary.iteration} of {summary.iterations} iterations:" if early else "at the end:"
+        yield f"  {summary.hacking}"
     for name, change in summary.held_out.items():
         yield f"held-out {name}, {summary.num_prompts} prompts, 95 % bootstrap intervals:"
         for when, interval in (("before", change.before), ("after", change.after)):
@@ -93,5 +104,8 @@ def describe(summary: Summary) -> Iterator[str]:
         gained = change.difference
         verdict = "the interval excludes 0" if gained.excludes_zero else "the interval includes 0"
         yield f"  change {gained.mean:+.3f} [{gained.low:+.3f}, {gained.high:+.3f}], {verdict}"
+    if summary.best is not None:
+        monitor, iteration, value = summary.best
+        yield f"best held-out {monitor}: {value:.3f} after iteration {iteration}, kept in {WEIGHTS_BEST}/"
     yield f"cost: {summary.forwards:,.0f} forwards and {summary.training_forwards:,.0f} training forwards"
     yield f"everything is in {summary.output}: curves.png, before_after.png, metrics.csv, weights/"

@@ -160,19 +160,20 @@ class Trainer:
 
     def _roll_out(self, plan: Plan, batch: Batch) -> tuple[Rollout, Scoring]:
         weights = {name: reward.weight for name, reward in self.recipe.rewards.items()}
-        scoring = Scoring(self.policy, self.scorers, weights, batch.prompts, plan, self.recipe.advantage.peers)
-        rollout = execute(
-            plan,
-            self.policy,
-            batch.cond,
-            self.recipe.kernel,
-            Noise(self.recipe.run.seed, self.iteration),
-            positions=batch.mine.positions,
-            on_leaves=scoring.add,
-            device=self.device,
-            max_batch=self.recipe.rollout.max_batch,
-            leaf_batch=self.recipe.rollout.decode_batch,
-        )
+        peers, ahead = self.recipe.advantage.peers, self.recipe.rollout.score_ahead
+        with Scoring(self.policy, self.scorers, weights, batch.prompts, plan, peers, ahead=ahead) as scoring:
+            rollout = execute(
+                plan,
+                self.policy,
+                batch.cond,
+                self.recipe.kernel,
+                Noise(self.recipe.run.seed, self.iteration),
+                positions=batch.mine.positions,
+                on_leaves=scoring.add,
+                device=self.device,
+                max_batch=self.recipe.rollout.max_batch,
+                leaf_batch=self.recipe.rollout.decode_batch,
+            )
         return rollout, scoring
 
     def _update(self, plan: Plan, batch: Batch, rollout: Rollout, advantage: Tensor) -> dict[str, float]:

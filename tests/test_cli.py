@@ -139,6 +139,14 @@ def test_a_dry_run_prints_the_recipe_in_full_and_writes_nothing(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["some.txt"]
 
 
+def test_a_dry_run_ends_with_what_the_scorers_lack(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path / "own"))
+    result = run("train", recipe, "--dry-run", "evaluation.scorers.a.missing=judge.pt")
+    assert result.exit_code == 2
+    assert "per prompt" in result.stdout, "the recipe and its cost are shown all the same"
+    assert result.stderr == "error: reward tiny: judge.pt is missing\n"
+
+
 # ---- train
 
 

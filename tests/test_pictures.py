@@ -44,6 +44,16 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_iterations_are_marked_in_the_panels_of_rewards_and_held_out_scores(tmp_path: Path) -> None:
+    pictures.curves(ROWS, tmp_path / "plain.png")
+    pictures.curves(ROWS, tmp_path / "marked.png", {3: "best"})
+    plain, marked = pixels(tmp_path / "plain.png"), pixels(tmp_path / "marked.png")
+    assert plain.shape == marked.shape
+    changed = np.flatnonzero((plain != marked).any((1, 2)))
+    assert changed.size
+    assert changed.max() < len(plain) / 2, "the panels of the first row alone"
+
+
 def test_series_are_the_metrics_of_a_panel_with_their_gaps() -> None:
     assert _series(ROWS, panel("Held-out scores")) == {"test/gold": [(0, 0.5), (3, 0.7)]}
     assert _series(ROWS, panel("Training reward")) == {"reward": [(1, 0.5), (3, 0.6)]}

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from flowrl.errors import UserError
-from flowrl.recipe import Recipe, differences, load_model, load_recipe
+from flowrl.recipe import Recipe, load_model, load_recipe
+from flowrl.recipe_changes import differences
 from flowrl.recipe_files import model_names, shipped_folder, shipped_recipes
 
 RECIPES = [name for name, _ in shipped_recipes()]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from flowrl.errors import UserError
 from flowrl.protocols import PolicyConfig, ScorerConfig
 from flowrl.types import Cond, Prompt, Scores
 
@@ -55,12 +56,12 @@ class TinyScorer:
 
     scope = "image"
 
-    def __init__(self, channel: int = 0) -> None:
-        self.channel = channel
+    def __init__(self, channel: int = 0, sign: int = 1) -> None:
+        self.channel, self.sign = channel, sign
 
     def score(self, images, prompts):
         target = torch.tensor([0.3 + 0.1 * (p.index % 4) for p in prompts])
-        values = -((images[:, self.channel].flatten(1).double() - target[:, None].double()) ** 2).sum(1)
+        values = -((images[:, self.channel].flatten(1).double() - target[:, None].double()) ** 2).sum(1) * self.sign
         return Scores(values, torch.ones(len(images), dtype=torch.bool), {"mean": values})
 
 
@@ -77,10 +78,16 @@ class TinyReward(ScorerConfig, kind="tiny"):
     channel: int = 0
     broken_at: tuple[int, ...] = ()
     seconds: float = 0.0
+    sign: int = 1
+    missing: str | None = None
+
+    def check(self):
+        if self.missing is not None:
+            raise UserError(f"reward tiny: {self.missing} is missing")
 
     def load(self, device):
         if not self.broken_at and not self.seconds:
-            return TinyScorer(self.channel)
+            return TinyScorer(self.channel, self.sign)
         return BrokenScorer(self.channel, self.broken_at, self.seconds)
 
 

@@ -18,7 +18,7 @@ LAYERS = {
     1: "variant protocols updates",
     2: "schedules continuations kernels advantages losses",
     3: "hub policies rewards judges",
-    4: "noise engine learner data scoring",
+    4: "noise engine learner data background scoring",
 }
 LAYER_OF = {f"flowrl.{name}": layer for layer, names in LAYERS.items() for name in names.split()}
 FAMILIES = tuple(f"flowrl.{name}" for name in LAYERS[2].split())

@@ -46,6 +46,17 @@ def finished_run(path: Path, folder: Path, lora: LoRA | None = None) -> Path:
     return path
 
 
+def test_the_best_weights_are_drawn_with_on_request(folder: Path, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", folder)
+    assert find_source(str(run)).weights == run / "weights"
+    with pytest.raises(UserError, match=r"holds no weights_best yet: evaluation\.keep_best"):
+        find_source(str(run), "best")
+    (run / "weights_best").mkdir()
+    assert find_source(str(run), "best").weights == run / "weights_best"
+    with pytest.raises(UserError, match="--weights best"):
+        find_source(str(folder), "best")
+
+
 def images(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path), dtype=int) for path in sorted(folder.glob("*.png"))])
 

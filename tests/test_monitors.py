@@ -1,0 +1,98 @@
+"""The best weights by a monitor, and the rule that ends a run: both told from rows and from what is on the disk."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from flowrl.monitors import RECORD, WEIGHTS_BEST, Best, keep_if_best, read_best, reward_hacking
+
+RULE = {"monitor": "m", "reward": None, "patience": 2, "min_drop": 0.0}
+
+
+def rows_of(monitor, rewards, *, every=2, reward="reward"):
+    """An evaluation every second iteration from 0 on, and a reward after every iteration."""
+    evaluations = [{"iteration": every * k, "test/m": value} for k, value in enumerate(monitor)]
+    return evaluations + [{"iteration": 1 + i, reward: value} for i, value in enumerate(rewards)]
+
+
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
+def test_the_monitor_falls_while_the_reward_rises():
+    rows = rows_of([0.5, 0.7, 0.6, 0.5], RISING[:6])
+    found = reward_hacking(rows, **RULE)
+    assert found is not None
+    assert found[:5] == ("m", 2, 0.7, 6, 0.5)
+    assert found.reward_before == pytest.approx(0.15), "over iterations 1 and 2, up to the best"
+    assert found.reward_after == pytest.approx(0.45), "over iterations 3 to 6, those of the last two evaluations"
+    assert "fell from 0.7 after iteration 2 to 0.5 after iteration 6" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "rewards", "changes"),
+    [
+        ([0.5, 0.7, 0.6], RISING[:4], {}),
+        ([0.5, 0.7, 0.6, 0.8], RISING[:6], {}),
+        ([0.5, 0.7, 0.7, 0.6], RISING[:6], {}),
+        ([0.5, 0.7, 0.6, 0.5], RISING[5::-1], {}),
+        ([0.5, 0.7, 0.6, 0.5], [0.3] * 6, {}),
+        ([0.5, 0.7, 0.6, 0.5], RISING[:6], {"min_drop": 0.1}),
+        ([0.5, 0.7, 0.6, 0.5], RISING[:6], {"patience": 3}),
+        ([0.5, 0.7, 0.6, 0.5], RISING[:6], {"reward": "other"}),
+        ([0.5, 0.7, None, 0.5], RISING[:6], {}),
+        ([None, None, None], RISING[:6], {}),
+        ([0.5], [], {"patience": 1}),
+        ([], RISING, {}),
+    ],
+    ids=[
+        "once only",
+        "recovered",
+        "as good as the best",
+        "reward falls too",
+        "reward stays",
+        "within min_drop",
+        "more patience",
+        "another reward",
+        "one without an answer",
+        "no answers",
+        "before training",
+        "no evaluation",
+    ],
+)
+def test_no_reason_to_end(monitor, rewards, changes):
+    assert reward_hacking(rows_of(monitor, rewards), **RULE | changes) is None
+
+
+def test_a_monitor_that_falls_from_the_start_and_one_reward_of_several():
+    rows = rows_of([0.7, 0.6, 0.5], RISING[:4])
+    found = reward_hacking(rows, **RULE)
+    assert found is not None
+    assert (found.since, found.reward_before, found.reward_after) == (0, pytest.approx(0.15), pytest.approx(0.25))
+    named = rows_of([0.7, 0.6, 0.5], RISING[:4], reward="reward/a")
+    assert reward_hacking(named, **RULE) is None
+    assert reward_hacking(named, **RULE | {"reward": "a"}) == found
+    assert reward_hacking(rows_of([0.7, 0.6], RISING[:2]), **RULE | {"patience": 1}) is None, "nothing to compare with"
+
+
+def test_what_is_kept_is_the_earliest_of_the_best(tmp_path):
+    for iteration, value in ((0, 0.5), (2, 0.7), (4, 0.6), (6, 0.7), (8, math.nan)):
+        keep_if_best(tmp_path, Best("m", iteration, value), lambda folder, i=iteration: (folder / f"w{i}").touch())
+    assert read_best(tmp_path) == Best("m", 2, 0.7)
+    assert {path.name for path in (tmp_path / WEIGHTS_BEST).iterdir()} == {"w2", RECORD}
+    keep_if_best(tmp_path, Best("other", 8, 0.1), lambda folder: (folder / "w8").touch())
+    assert read_best(tmp_path) == Best("other", 8, 0.1), "of another monitor it is the first"
+
+
+def test_weights_that_cannot_be_written_leave_the_best_before_them(tmp_path):
+    keep_if_best(tmp_path, Best("m", 0, 0.5), lambda folder: (folder / "w").touch())
+
+    def full(folder):
+        (folder / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        keep_if_best(tmp_path, Best("m", 2, 0.7), full)
+    assert read_best(tmp_path) == Best("m", 0, 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS_BEST]
