@@ -204,6 +204,17 @@ def test_skip_leaves_a_picture_out_and_counts_it() -> None:
     assert asking.coverage == pytest.approx(2 / 4)
 
 
+def test_a_picture_that_is_not_finite_is_not_asked_about() -> None:
+    images = torch.ones(3, 3, 8, 8)
+    images[1, 0, 2, 2] = torch.nan
+    asking = scorer(lambda question: Answer(f"Final Score: {4 if 'circle' in question.text else 3}"))
+    scores = asking.score(images, PROMPTS)
+    assert scores.values.tolist() == [4, 0, 3]
+    assert scores.valid.tolist() == [True, False, True]
+    assert [len(batch) for batch in asking.judge.batches] == [2]
+    assert dict(asking.failures) == {"not finite": 1}
+
+
 def test_fail_ends_everything_and_says_why(tmp_path: Path) -> None:
     asking = scorer(failing, on_failure="fail", log=tmp_path / "log.jsonl")
     assert asking.score(PICTURES[:1], PROMPTS[:1]).valid.all()
