@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from flowrl.errors import UserError
 from flowrl.hub import locate_files, sha256
 from flowrl.judges.log import AnswerLog
 from flowrl.judges.pictures import prepared
+from flowrl.policies.quiet import quietly
 from flowrl.protocols import Judge, JudgeConfig
 from flowrl.types import Answer, Question
 
 if TYPE_CHECKING:
     import torch
 
-_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+_FILES = ("config.json", "tokenizer_config.json")
+_INDEX = "model.safetensors.index.json"
 
 
 class Local(JudgeConfig, kind="local"):
@@ -35,25 +39,44 @@ class Local(JudgeConfig, kind="local"):
 
     def folder(self) -> Path:
         """Where the checkpoint lies. Raises UserError that names what is missing."""
-        return locate_files(self.source, _FILES, what="judge local", world_folder="no world has one")
+        return self._with(_FILES)
+
+    def weights(self) -> list[Path]:
+        """The files of weights, every shard of them. Raises UserError that names what is missing."""
+        folder = self._with(_FILES)
+        index = folder / _INDEX
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else None
+        names = sorted(shards or {"model.safetensors"})
+        self._with((*_FILES, *names))
+        return [folder / name for name in names]
+
+    def _with(self, files: Sequence[str]) -> Path:
+        return locate_files(self.source, files, what="judge local", world_folder="judge")
 
     def check(self) -> None:
         """The files are there."""
-        self.folder()
+        self.weights()
 
     def identity(self) -> dict[str, Any]:
         """With the SHA-256 of every file of weights."""
         values = {name: value for name, value in super().identity().items() if name != "log"}
-        return values | {"sha256": {file.name: sha256(file) for file in sorted(self.folder().glob("*.safetensors"))}}
+        return values | {"sha256": {file.name: sha256(file) for file in self.weights()}}
 
     def load(self, device: torch.device) -> Judge:
         """Raises UserError where files are missing."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        self.check()
         folder = self.folder()
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        processor = AutoProcessor.from_pretrained(folder, **safe)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype, use_safetensors=True, **safe)
+        try:
+            with quietly():
+                processor = AutoProcessor.from_pretrained(folder, **safe)
+                model = AutoModelForImageTextToText.from_pretrained(
+                    folder, dtype=self.dtype, use_safetensors=True, **safe
+                )
+        except (OSError, ValueError) as error:  # what transformers raises for other kinds of models, and for code
+            raise UserError(f"judge local: transformers cannot load {self.source}: {error}") from error
         return LocalJudge(self, model.to(device).eval(), processor)
 
 

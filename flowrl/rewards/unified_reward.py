@@ -14,7 +14,7 @@ from pydantic import model_validator
 from flowrl.errors import RunFailed
 from flowrl.judges.log import AnswerLog
 from flowrl.protocols import Judge, JudgeConfig, Scorer, ScorerConfig
-from flowrl.rewards.images import as_pictures
+from flowrl.rewards.images import as_pictures, finite, take
 from flowrl.rewards.unified_reward_protocols import PROTOCOLS, Axis, ProtocolName, Wording, official_wording
 from flowrl.types import Answer, Images, Prompt, Question, Scores
 
@@ -113,10 +113,13 @@ class UnifiedRewardScorer:
 
     def score(self, images: Images, prompts: Sequence[Prompt]) -> Scores:
         """Raises RunFailed where a question has no score and the policy is ``fail``."""
-        text_first = self.config.text_first
-        pictures = zip(as_pictures(images), prompts, strict=True)
-        answers = self.judge.ask([Question(p, self.wording.about(prompt.text), text_first) for p, prompt in pictures])
-        read = [self._read(answer, prompt) for answer, prompt in zip(answers, prompts, strict=True)]
+        judged = finite(images)
+        rows = [row for row, is_finite in enumerate(judged) if is_finite]
+        answers = iter(self.judge.ask(self._questions(take(images, rows), [prompts[row] for row in rows])))
+        read = [
+            self._read(next(answers) if is_finite else Answer(None, "not finite: the picture"), prompt)
+            for is_finite, prompt in zip(judged, prompts, strict=True)
+        ]
         self._count([error for _, _, error in read if error is not None], len(read))
         names = list(self.protocol.patterns)
         table = torch.tensor([[parts.get(name, torch.nan) for name in names] for _, parts, _ in read]).view(
@@ -127,6 +130,10 @@ class UnifiedRewardScorer:
         where = images.device if isinstance(images, torch.Tensor) else torch.device("cpu")
         columns = {name: column.to(where) for name, column in zip(names, table.T, strict=True)}
         return Scores(values.where(valid, 0).to(where), valid.to(where), columns)
+
+    def _questions(self, images: Images, prompts: Sequence[Prompt]) -> list[Question]:
+        asked = zip(as_pictures(images), prompts, strict=True)
+        return [Question(image, self.wording.about(prompt.text), self.config.text_first) for image, prompt in asked]
 
     def _read(self, answer: Answer, prompt: Prompt) -> tuple[float | None, dict[str, float], str | None]:
         """The value, the parts, and why there is no value."""

@@ -89,7 +89,7 @@ def find_prompt(text: str) -> tuple[Prompt, int]:
     starts = [match.end() for match in _OPENING.finditer(text)]
     ends = [match.start() for match in _CLOSING.finditer(text)]
     spans = ((start, end) for start in starts for end in ends if start < end)
-    known = _prompts()
+    known = known_prompts()
     found = max(
         (span for span in spans if text[slice(*span)] in known), key=lambda span: span[1] - span[0], default=None
     )
@@ -99,7 +99,8 @@ def find_prompt(text: str) -> tuple[Prompt, int]:
 
 
 @lru_cache(maxsize=1)
-def _prompts() -> dict[str, Prompt]:
+def known_prompts() -> dict[str, Prompt]:
+    """Every prompt of the world by its text; the first call draws them, which takes seconds."""
     return {prompt.text: prompt for prompt in (*train_prompts(), *bench_prompts(), *test_prompts())}
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ class Server(ThreadingHTTPServer):
         """The base that clients want."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -136,7 +142,10 @@ def _error(message: str) -> dict[str, Any]:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[Server]:
-    """A server that is bound but not yet answering. Raises UserError where the address cannot be had."""
+    """A server that is bound, and knows the world's prompts, but does not answer yet.
+
+    Raises UserError where the address cannot be had.
+    """
     try:
         server = Server((host, port), Handler)
     except (OSError, OverflowError) as error:
@@ -144,6 +153,7 @@ def listening(host: str, port: int) -> Iterator[Server]:
             f"judge serve shapes: cannot listen on {host}:{port}: {error}; choose another --port"
         ) from error
     with server:
+        judge_answers.known_prompts()
         yield server
 
 
