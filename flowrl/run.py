@@ -193,8 +193,6 @@ class _Session:
             self._evaluate()
         if run.sample_every and iteration % run.sample_every == 0 and self.test_prompts:
             self._draw_samples(iteration)
-        if self.is_over:
-            self._save_if_newer()
 
     def _is_evaluated(self, iteration: int) -> bool:
         """Whether an evaluation during training follows this iteration."""
