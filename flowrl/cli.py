@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from flowrl.commands.scorers import scorers_app
+
 if TYPE_CHECKING:
     from flowrl.costs import Cost
     from flowrl.recipe import Recipe
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 world_app = typer.Typer(help="Embedded worlds: build one from a seed, or look at it.", no_args_is_help=True)
 app.add_typer(world_app, name="world")
+app.add_typer(scorers_app, name="scorers")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[

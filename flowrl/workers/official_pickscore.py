@@ -1,4 +1,5 @@
-"""PickScore as its authors' README computes it, with transformers 4 and its slow image processor.
+"""PickScore as its authors' README computes it, with transformers 4: by default its slow image processor, on Pillow,
+and its fast tokenizer. The slow tokenizer would read a prompt with HTML entities differently.
 
 Options: ``model`` and ``processor``, folders or hub ids. The score is logit_scale * cosine, not divided by 100.
 """
@@ -16,9 +17,7 @@ def load(options: dict[str, Any], device: str) -> Score:
     import torch
     from transformers import AutoModel, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(
-        options.get("processor", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"), use_fast=False
-    )
+    processor = AutoProcessor.from_pretrained(options.get("processor", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"))
     model = AutoModel.from_pretrained(options.get("model", "yuvalkirstain/PickScore_v1")).eval().to(device)
 
     def one(image: Image, prompt: str) -> float:
