@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from flowrl.errors import RunFailed, UserError
@@ -308,3 +310,22 @@ def test_its_identity_names_what_it_reads(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("other")
     assert config.identity()["files"] != identity["files"]
     assert "hpsv2==1.2.0" in Worker(script="hpsv2").identity()["pins"]
+
+
+def test_the_documented_worker_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scorers" / "worker.md").read_text()
+    recipe, script = (
+        re.findall(rf"^```{language}\n(.*?)^```$", page, re.M | re.S)[0] for language in ("yaml", "python")
+    )
+    (tmp_path / "sharpness.py").write_text(script)
+    monkeypatch.chdir(tmp_path)
+    fields = yaml.safe_load(recipe)["rewards"]["sharpness"] | {"python": sys.executable}
+    fields.pop("weight")
+    scorer = ScorerConfig.model_validate(fields).load(CPU)
+    stripes = torch.zeros(3, 8, 8)
+    stripes[:, :, 2::4] = stripes[:, :, 3::4] = 1  # black and white, two pixels wide each
+    images = torch.stack([torch.zeros(3, 8, 8), stripes, stripes])
+    values, valid, _ = scorer.score(images, prompts("plain", "stripes", ""))
+    scorer.close()
+    assert values.tolist() == [0, 255, 0]
+    assert valid.tolist() == [True, True, False]
