@@ -6,11 +6,13 @@ say nothing of what the files of the real weights hold.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +174,7 @@ def compare(kind: str, size: Size, folder: Path, say: Say) -> Row:
     """Both sides on one checkpoint, which is made in ``folder``."""
     case = CASES[kind]
     make_checkpoint(kind, folder, size)
+    _give_memory_back()
     shown = pictures(FEW if size == "full" else None)
     texts = PROMPTS[:3] if size == "full" else PROMPTS
     pairs = [(name, text) for text in texts for name in shown]
@@ -191,7 +194,7 @@ def compare(kind: str, size: Size, folder: Path, say: Say) -> Row:
     ours = scorer.score([shown[name] for name, _ in pairs], prompts)
     ended = time.monotonic()
     del scorer
-    gc.collect()
+    _give_memory_back()
     both = [(their, float(value)) for their, value in zip(theirs, ours.values, strict=True) if their is not None]
     refused = {name: error for (name, _), error in zip(pairs, errors, strict=True) if error}
     silent = [name for (name, _), valid in zip(pairs, ours.valid.tolist(), strict=True) if not valid]
@@ -208,6 +211,13 @@ def compare(kind: str, size: Size, folder: Path, say: Say) -> Row:
         versions={"official": identity.get("packages", {}), "ours": versions((*case.packages, "torch", "pillow"))},
         seconds={"official": round(between - started, 1), "ours": round(ended - between, 1)},
     )
+
+
+def _give_memory_back() -> None:
+    """To the system, for the next process: the C library would keep the gigabytes of a model that is gone."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # of another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _listed(found: Mapping[str, str | None]) -> str:

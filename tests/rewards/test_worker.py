@@ -43,7 +43,7 @@ def worker(tmp_path: Path):
         )
         with script.open("a") as file:
             file.write("    return score\n\nserve(load, packages=['numpy', 'no_such_package'])\n")
-        config = ScorerConfig.model_validate({"kind": "worker", "script": str(script), "start_timeout": 60} | fields)
+        config = ScorerConfig.model_validate({"kind": "worker", "script": str(script), "start_timeout": 120} | fields)
         running.append(config.load(CPU))
         return running[-1]
 
