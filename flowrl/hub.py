@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,3 +91,10 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir(name: str) -> Path:
+    """A folder for what can be made again: in ``$FLOWRL_CACHE``, ``$XDG_CACHE_HOME/flowrl`` or ``~/.cache/flowrl``."""
+    root = os.environ.get("FLOWRL_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flowrl"
+    return base.expanduser() / name

@@ -19,13 +19,6 @@ from flowrl.errors import UserError
 GB = 10**9
 
 
-def default_cache_dir() -> Path:
-    """``$FLOWRL_CACHE`` or ``$XDG_CACHE_HOME/flowrl`` or ``~/.cache/flowrl``."""
-    root = os.environ.get("FLOWRL_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "flowrl"
-    return base.expanduser() / "embeddings"
-
-
 class EmbeddingCache:
     """name -> tensors, by key. Writes are atomic, reads are verified, the least recently used entries go first.
 

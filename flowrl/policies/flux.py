@@ -15,7 +15,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowrl.policies.embeddings import GB, EmbeddingCache, default_cache_dir, readable
+from flowrl.hub import cache_dir
+from flowrl.policies.embeddings import GB, EmbeddingCache, readable
 from flowrl.policies.flux_shape import PUBLISHED, FluxShape, read_shape
 from flowrl.policies.lora import LoRA, adapter_off, add_lora, save_lora
 from flowrl.policies.pipeline_folder import digest, embedded_worlds, locate, read_json
@@ -96,7 +97,7 @@ class FluxPolicy:
         self.module: nn.Module = self.transformer
         limit = round(config.cache_limit * GB)
         self.cache = EmbeddingCache(
-            Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir(), limit
+            Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir("embeddings"), limit
         )
 
     @property
