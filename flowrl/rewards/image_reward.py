@@ -220,7 +220,5 @@ def tokenizer(vocabulary: Path, cfg: Mapping[str, Any]) -> Callable[[Sequence[st
 
 def prepare(images: Images, size: int) -> Tensor:
     """[B, 3, size, size]: the short side to ``size`` on bytes, the centre, and only then RGB, normalised."""
-    pictures = [
-        crop_centre(resize_short_side(picture, size), size, rounded=True) for picture in as_pictures(images)
-    ]
+    pictures = [crop_centre(resize_short_side(picture, size), size, rounded=True) for picture in as_pictures(images)]
     return torch.stack([normalise(pixels) for pixels in as_tensors(pictures)])
