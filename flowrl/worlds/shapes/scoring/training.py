@@ -19,6 +19,7 @@ from flowrl.worlds.shapes.loop import Loop
 from flowrl.worlds.shapes.scoring import transplant
 from flowrl.worlds.shapes.scoring.data import Preferences, pairs
 from flowrl.worlds.shapes.scoring.models import (
+    PIECES,
     State,
     build_clip,
     build_image_reward,
@@ -29,6 +30,7 @@ from flowrl.worlds.shapes.scoring.reading import Reading
 from flowrl.worlds.shapes.scoring.settings import ScorerSettings, Training
 
 Tokenize = Callable[[Sequence[str]], Tensor]
+HIDDEN = 0.4  # share of a caption's words
 _MOST_SCALE = 100.0  # of the cosines, as CLIP bounds it
 _LOOKED_AT = 256  # pictures from which the norm that BLIP lacks is folded
 _CALIBRATED = 500  # prompts whose samples set the mean and deviation of ImageReward
@@ -232,7 +234,8 @@ def train_image_reward(
 ) -> tuple[Any, Any]:
     """BLIP parts with the CLIP scorer's eyes; ids are [N, 2, context], with their mask.
 
-    Of renders the right picture is preferred to the broken one and to another caption's.
+    Of renders the right picture is preferred to the broken one and to another caption's. So that the text learns to
+    look at the picture, hidden words of right captions are guessed (BERT's lesson, as BLIP was taught to write).
     """
     settings, device = school.settings, school.device
     with torch.random.fork_rng(devices=[]):
@@ -243,7 +246,9 @@ def train_image_reward(
     model.vision.load_state_dict(own | transplant.fitting(eyes, own))
     model = model.to(device)
 
-    def loss(images: Tensor, ids: Tensor, group_images: Tensor, group_ids: Tensor, first: Tensor) -> dict[str, Tensor]:
+    def loss(
+        images: Tensor, ids: Tensor, group_images: Tensor, group_ids: Tensor, first: Tensor, hidden: Tensor
+    ) -> dict[str, Tensor]:
         triples = torch.cat([images, images[:, :1].roll(1, 0)], dim=1)
         pixels = torch.cat([triples.flatten(0, 1), group_images.flatten(0, 1)])
         texts = torch.cat([ids.repeat_interleave(3, 0), group_ids.repeat_interleave(group_images.shape[1], 0)])
@@ -252,12 +257,34 @@ def train_image_reward(
         right, *wrong = of_triples.view(-1, 3).unbind(1)
         told = torch.stack([F.softplus(other - right) for other in wrong]).mean()
         preferred = preference(of_groups.view(group_images.shape[:2]), first)
-        return {"loss": preferred + told, "preference": preferred, "renders": told}
+        guessed = guessing(model, normalised(images[:, 0]), *ids.unbind(1), hidden)
+        return {"loss": preferred + told + guessed, "preference": preferred, "renders": told, "guessing": guessed}
 
-    batch = _preference_batch("image_reward", school, renders, preferences, ids)
+    pick = _preference_batch("image_reward", school, renders, preferences, ids)
+
+    def batch(generator: torch.Generator) -> dict[str, Tensor]:
+        fields = pick(generator)
+        chance = torch.rand(fields["ids"][:, 0].shape, generator=generator, device=generator.device)
+        return fields | {"hidden": chance < HIDDEN}
+
     history = school.train("image_reward", model, batch, loss)
     _calibrate(model, preferences, ids, settings, device)
     return model, history
+
+
+def guessing(model: Any, pixels: Tensor, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+    """The cross-entropy of the words at ``hidden`` [B, context], guessed from the picture and the other words."""
+    hidden = hidden & (mask > 0)
+    seen = model.vision(pixel_values=pixels).last_hidden_state
+    states = model.text(
+        input_ids=ids.masked_fill(hidden, PIECES.index("[MASK]")),
+        attention_mask=mask,
+        encoder_hidden_states=seen,
+        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+        is_decoder=False,
+    ).last_hidden_state
+    words = model.text.get_input_embeddings().weight
+    return F.cross_entropy(states[hidden] @ words.T, ids[hidden])
 
 
 def _before_norm(settings: ScorerSettings, clip: State, renders: Renders) -> Tensor:
