@@ -6,9 +6,11 @@ Nothing is downloaded here: what is missing is named, with the command that fetc
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import flowrl
 from flowrl.errors import UserError, did_you_mean, listing
@@ -65,6 +67,19 @@ def siblings(folder: Path) -> Iterator[str]:
     """Folders beside ``folder``, for the nearest match of a misspelt one."""
     if folder.parent.is_dir():
         yield from (str(folder.parent / other.name) for other in folder.parent.iterdir() if other.is_dir())
+
+
+def read_json(path: Path, *required: str) -> dict[str, Any]:
+    """A JSON file that must hold an object with the ``required`` keys; UserError where it does not."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
+    if absent := [key for key in required if key not in value]:
+        raise UserError(f"{path} lacks {', '.join(absent)}")
+    return value
 
 
 def sha256(path: Path) -> str:

@@ -63,6 +63,8 @@ def train(
     if stop_after is not None and stop_after < 1:
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
     recipe.model.check()
+    for scorer in (*(reward.scorer for reward in recipe.rewards.values()), *recipe.evaluation.scorers.values()):
+        scorer.check()
     train_prompts = load_prompts(recipe.data.train)
     test_prompts = _test_prompts(recipe)
     check_disjoint(train_prompts, test_prompts)

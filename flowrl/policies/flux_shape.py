@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.policies.pipeline_folder import read_json
+from flowrl.hub import read_json
 
 TIME_CHANNELS = 256  # of the sinusoidal embedding of time and of guidance, fixed in FluxTransformer2DModel
 FLUX1_DEV: dict[str, dict[str, Any]] = {

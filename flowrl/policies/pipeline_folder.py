@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from flowrl.errors import UserError, did_you_mean, listing
-from flowrl.hub import HUB_ID, cached_snapshot, in_worlds, siblings
+from flowrl.hub import HUB_ID, cached_snapshot, in_worlds, read_json, siblings
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
@@ -83,17 +81,6 @@ def _weights(folder: Path, component: str) -> list[str]:
 
 def _absent(folder: Path, names: Iterable[str]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object; UserError where it does not."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
-    return value
 
 
 def digest(folder: Path, components: Iterable[str] = COMPONENTS, block: int = 1 << 20) -> str:

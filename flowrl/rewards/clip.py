@@ -11,11 +11,10 @@ from flowrl.errors import UserError
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
-from flowrl.rewards.open_clip_text import needs_vocabulary, tokenizer
-from flowrl.rewards.weights import WeightsConfig, read_json, uninitialised
+from flowrl.rewards.open_clip_text import CONFIG, model_config, needs_vocabulary, tokenizer
+from flowrl.rewards.weights import WeightsConfig, uninitialised
 from flowrl.types import Images
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the order in which open_clip looks
 
 
@@ -26,7 +25,7 @@ class Clip(WeightsConfig, kind="clip"):
 
     def files(self) -> tuple[Path, ...]:
         weights, config = self.locate(WEIGHTS, CONFIG)
-        beside = ["tokenizer.json"] if needs_vocabulary(read_json(config)["model_cfg"]) else []
+        beside = ["tokenizer.json"] if needs_vocabulary(model_config(config)) else []
         return self.locate(weights.name, CONFIG, *beside)
 
     def load(self, device: torch.device) -> Scorer:
@@ -41,7 +40,7 @@ class Clip(WeightsConfig, kind="clip"):
             first = " ".join(str(error).split())[:300]
             raise UserError(f"{weights} and {CONFIG} beside it are no model of open_clip: {first}") from error
         model = model.float().eval().requires_grad_(False).to(device)
-        tokenize = tokenizer(read_json(config)["model_cfg"], weights.parent)
+        tokenize = tokenizer(model_config(config), weights.parent)
 
         def prepare(images: Images) -> Tensor:
             return torch.stack([transform(picture) for picture in as_pictures(images)])

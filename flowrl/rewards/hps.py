@@ -12,12 +12,11 @@ from torch.nn.functional import interpolate, pad
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_tensors, normalise
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
-from flowrl.rewards.open_clip_text import needs_vocabulary, tokenizer
-from flowrl.rewards.weights import WeightsConfig, filled, read_json, read_weights
+from flowrl.rewards.open_clip_text import CONFIG, model_config, needs_vocabulary, tokenizer
+from flowrl.rewards.weights import WeightsConfig, filled, read_weights
 from flowrl.types import Images
 
 FILES = {"v2.1": "HPS_v2.1_compressed.pt", "v2.0": "HPS_v2_compressed.pt"}
-CONFIG = "open_clip_config.json"
 
 
 class Hps(WeightsConfig, kind="hps"):
@@ -32,7 +31,7 @@ class Hps(WeightsConfig, kind="hps"):
         config = weights.with_name(CONFIG)
         if not config.is_file():
             return (weights,)
-        beside = ["tokenizer.json"] if needs_vocabulary(read_json(config)["model_cfg"]) else []
+        beside = ["tokenizer.json"] if needs_vocabulary(model_config(config)) else []
         return self.locate(weights.name, CONFIG, *beside)
 
     def load(self, device: torch.device) -> Scorer:
@@ -40,8 +39,9 @@ class Hps(WeightsConfig, kind="hps"):
         import open_clip
 
         weights, *beside = self.files()
-        cfg = read_json(beside[0])["model_cfg"] if beside else open_clip.get_model_config("ViT-H-14")
-        model: Any = filled(lambda: open_clip.CLIP(**cfg), read_weights(weights)["state_dict"], weights).to(device)
+        cfg = model_config(beside[0]) if beside else open_clip.get_model_config("ViT-H-14")
+        content = read_weights(weights)
+        model: Any = filled(lambda: open_clip.CLIP(**cfg), content.get("state_dict", content), weights).to(device)
         tokenize = tokenizer(cfg, weights.parent)
         size = cfg["vision_cfg"]["image_size"]
         judge = CosineJudge(model.encode_image, lambda texts: model.encode_text(tokenize(texts).to(device)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
 from flowrl.rewards.neural import NeuralScorer
-from flowrl.rewards.weights import WeightsConfig, filled, read_json, read_weights
+from flowrl.rewards.weights import WeightsConfig, filled, read_weights
 from flowrl.types import Images
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the rewards of the authors' validation set
 MAX_LENGTH = 35
+TEXT_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
+)
 HEAD_WIDTH = 64  # of each attention head of the vision tower, where the configuration does not say
 
 VISION, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
@@ -42,7 +48,7 @@ VISION_KEYS = (
 
 
 class ImageReward(WeightsConfig, kind="image_reward"):
-    """``vocabulary``: where BERT's ``vocab.txt`` is, if neither beside the weights nor in ``bert-base-uncased/`` there."""
+    """``vocabulary``: where ``vocab.txt`` is, if neither beside the weights nor in ``bert-base-uncased/`` there."""
 
     source: str = "THUDM/ImageReward"
     vocabulary: str = "google-bert/bert-base-uncased"
@@ -56,7 +62,7 @@ class ImageReward(WeightsConfig, kind="image_reward"):
     def load(self, device: torch.device) -> Scorer:
         """About 2 GB of memory for the official weights."""
         weights, config, vocabulary = self.files()
-        cfg = read_json(config)
+        cfg = read_json(config, *TEXT_SIZES)
         model = ImageRewardModel.from_official(read_weights(weights), cfg, weights).to(device)
         tokenize = tokenizer(vocabulary, cfg)
 
@@ -91,12 +97,13 @@ class ImageRewardModel(nn.Module):
         try:
             vision, text, head = from_official(weights)
             config = vision_config(vision, cfg)
+            widths = head_widths(head)
         except (KeyError, ValueError) as error:
             raise UserError(f"{path} does not hold the weights of an ImageReward: {error}") from error
         return cls(
             filled(lambda: build_vision(config), vision, path),
             filled(lambda: build_text(cfg, config["hidden_size"]), text, path),
-            filled(lambda: build_head(head), head, path),
+            filled(lambda: build_head(widths), head, path),
             config["image_size"],
         )
 
@@ -178,25 +185,32 @@ def build_text(cfg: Mapping[str, Any], vision_width: int) -> nn.Module:
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings"
-    same = {name: cfg[name] for name in (*names.split(), "hidden_act", "layer_norm_eps")}
     sizes = BlipTextConfig(
-        **same,
+        **{name: cfg[name] for name in TEXT_SIZES},
         encoder_hidden_size=vision_width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         is_decoder=True,
         pad_token_id=0,
+        bos_token_id=None,
+        sep_token_id=None,
         attn_implementation="eager",  # the mask is added to the scores
     )
     text: nn.Module = BlipTextModel(sizes, add_pooling_layer=False)
     return text
 
 
-def build_head(head: Mapping[str, Tensor]) -> nn.Module:
-    """Linear layers without activations, of the sizes that the weights have."""
-    shapes = [head[f"{i}.weight"].shape for i in range(len(head) // 2)]
-    return nn.Sequential(*(nn.Linear(width, out) for out, width in shapes))
+def build_head(widths: Sequence[int]) -> nn.Module:
+    """Linear layers from one width to the next, without activations; officially 768, 1024, 128, 64, 16, 1."""
+    return nn.Sequential(*(nn.Linear(into, out) for into, out in pairwise(widths)))
+
+
+def head_widths(head: Mapping[str, Tensor]) -> list[int]:
+    """The widths that a head's weights have. Raises ValueError where it does not end in one number."""
+    shapes = [head[f"{layer}.weight"].shape for layer in range(sum(name.endswith(".weight") for name in head))]
+    if shapes[-1][0] != 1:
+        raise ValueError(f"the head ends in {shapes[-1][0]} numbers, not in one")
+    return [shapes[0][1], *(shape[0] for shape in shapes)]
 
 
 def tokenizer(vocabulary: Path, cfg: Mapping[str, Any]) -> Callable[[Sequence[str]], tuple[Tensor, Tensor]]:

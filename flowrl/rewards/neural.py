@@ -15,7 +15,7 @@ from flowrl.rewards.images import finite, take
 from flowrl.types import Images, Prompt, Scores
 
 
-@dataclass(frozen=True)
+@dataclass
 class NeuralScorer:
     """Scores images one by one, in batches, in float32 whatever autocast surrounds it.
 

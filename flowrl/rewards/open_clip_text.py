@@ -9,12 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, listing
+from flowrl.hub import read_json
 
 OWN_VOCABULARY = 49408
 CONTEXT = 77
 
+CONFIG = "open_clip_config.json"
+
 Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+def model_config(path: Path) -> dict[str, Any]:
+    """The architecture that an ``open_clip_config.json`` describes. Raises UserError where it does not."""
+    config: dict[str, Any] = read_json(path, "model_cfg")["model_cfg"]
+    if absent := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
+        raise UserError(f"{path}: model_cfg lacks {listing(absent)}")
+    return config
 
 
 def needs_vocabulary(model_cfg: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""PickScore (arXiv 2305.01569): a CLIP ViT-H/14 tuned on users' choices. exp(logit_scale), about 100, times the cosine."""
+"""PickScore (arXiv 2305.01569): a CLIP ViT-H/14 tuned on users' choices. exp(logit_scale), about 100, times cosine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
-from flowrl.rewards.weights import WeightsConfig, read_json
+from flowrl.rewards.weights import WeightsConfig
 from flowrl.types import Images
 
 IMAGES = "preprocessor_config.json"
@@ -61,7 +62,7 @@ class Pickscore(WeightsConfig, kind="pickscore"):
             return pooled(model.get_image_features(pixel_values=pixels))
 
         scale = model.logit_scale.exp().item() / (1 if self.scale == "raw" else 100)
-        values = read_json(sizes)
+        values = read_json(sizes, "size", "crop_size", "image_mean", "image_std")
         judge = CosineJudge(encode_images, encode_texts, scale)
         return NeuralScorer(lambda images: prepare(images, values), judge, device, self.batch_size)
 

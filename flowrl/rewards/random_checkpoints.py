@@ -1,7 +1,7 @@
 """Random weights in the scorers' official formats: the same seed gives the same files on every machine.
 
 They prove a protocol without real weights: what scores equal on random weights runs the same code. Every value depends
-on the tensor's official name, its shape and the seed alone. Norms and biases are random too, so that each tensor counts.
+on the tensor's official name, its shape and the seed alone. Norms and biases are random too: each tensor counts.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,18 +41,16 @@ class WeightsConfig(ScorerConfig):
         return super().identity() | {"files": {path.name: sha256(path) for path in self.files()}}
 
     def locate(self, *files: str | Sequence[str], source: str | None = None) -> tuple[Path, ...]:
-        """The paths of ``files`` in one folder; of alternatives, the first that is there. An error asks for the last."""
-        missing = UserError("no files")
-        for names in product(*([file] if isinstance(file, str) else file for file in files)):
-            try:
-                folder = locate_files(
-                    source or self.source, names, what=f"reward {self.kind}", world_folder=f"scorers/{self.kind}"
-                )
-            except UserError as error:
-                missing = error
-            else:
-                return tuple(folder / name for name in names)
-        raise missing
+        """The paths of ``files`` in one folder; of alternatives the first that is there; an error asks for the last."""
+        *choices, last = product(*([file] if isinstance(file, str) else file for file in files))
+        for names in choices:
+            with suppress(UserError):
+                return self._locate(names, source or self.source)
+        return self._locate(last, source or self.source)
+
+    def _locate(self, names: Sequence[str], source: str) -> tuple[Path, ...]:
+        folder = locate_files(source, names, what=f"reward {self.kind}", world_folder=f"scorers/{self.kind}")
+        return tuple(folder / name for name in names)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -63,25 +60,16 @@ def read_weights(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each have their own
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; fetch it again") from error
+        raise UserError(f"{path} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of tensors, it holds a {type(content).__name__}")
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file with one JSON mapping."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping, got a {type(values).__name__}")
-    return values
-
-
 def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Path) -> Module:
-    """A module with these weights, in float32, for inference. Every key has to fit: ``path`` is named if one does not."""
+    """A module with these weights, in float32, for inference. Raises UserError where a key of ``path`` does not fit."""
     with uninitialised():
         module = build()
     try:
@@ -94,7 +82,7 @@ def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Pat
 
 @contextmanager
 def uninitialised() -> Iterator[None]:
-    """Modules built inside draw no initial weights (a quarter of a minute for a ViT-H): they are loaded over anyway."""
+    """Modules built inside draw no initial weights, which takes a ViT-H long: they are loaded over anyway."""
 
     class Skip(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

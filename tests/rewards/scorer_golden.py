@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.Image import Image as Picture
@@ -45,9 +47,10 @@ def pictures() -> dict[str, Picture]:
 def official(kind: str, part: str = "scores") -> Official:
     """``part``: ``scores`` of the tiny weights, or ``full``."""
     facts, shown, asked = golden(kind), pictures(), texts()
-    pairs = [(shown[file], text, score) for file, row in facts[part].items() for text, score in zip(asked, row)]
-    prompts = [Prompt(text, index) for index, (_, text, _) in enumerate(pairs)]
-    return Official([p for p, _, _ in pairs], prompts, torch.tensor([score for _, _, score in pairs]), facts)
+    pairs = [(file, index) for file, row in facts[part].items() for index in range(len(row))]
+    prompts = [Prompt(asked[index], index) for _, index in pairs]
+    scores = torch.tensor([facts[part][file][index] for file, index in pairs])
+    return Official([shown[file] for file, _ in pairs], prompts, scores, facts)
 
 
 def write_official_vocabulary(folder: Path) -> None:
@@ -55,3 +58,31 @@ def write_official_vocabulary(folder: Path) -> None:
     known = {index: piece for piece, index in golden("bert_pieces").items()}
     pieces = (known.get(index, f"[filler{index}]") for index in range(30522))
     (folder / "bert-base-uncased" / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+
+
+def edge_pictures() -> dict[str, Picture]:
+    """Pictures of every mode and of awkward sizes, as they come out of PNG files."""
+    fall, ring = Image.linear_gradient("L"), Image.radial_gradient("L")
+    colours = Image.merge("RGB", (fall, ring, fall.transpose(Image.Transpose.ROTATE_90))).resize((300, 200))
+    alpha = ring.resize(colours.size)
+    sixteen = np.asarray(alpha).astype(np.uint16) * 257
+    made = {
+        "rgba": Image.merge("RGBA", (*colours.split(), alpha)),
+        "grey": alpha,
+        "grey_alpha": Image.merge("LA", (colours.getchannel(0), alpha)),
+        "palette": colours.quantize(12),
+        "bilevel": colours.convert("1"),
+        "sixteen_bit": Image.fromarray(sixteen),
+        "one_pixel": Image.new("RGB", (1, 1), (200, 30, 90)),
+        "black": Image.new("RGB", (64, 64)),
+        "strip": colours.resize((1000, 10)),
+        "pole": colours.resize((10, 1000)),
+        "long_side_224": colours.resize((224, 100)),
+    }
+    return {name: through_file(picture) for name, picture in made.items()}
+
+
+def through_file(picture: Picture) -> Picture:
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return Image.open(file)
