@@ -67,6 +67,7 @@ def measure(folder: Path, pipeline: Any, *, num_prompts: int, per_prompt: int, s
         "images_per_prompt": per_prompt,
         "steps": steps,
         "gold": round(float(quality.mean()), 4),
+        "gold_of_best": round(float(quality.max(axis=1).mean()), 4),
         "hardware": f"CPU, {torch.get_num_threads()} thread(s)",
         "scorers": {},
     }
@@ -134,6 +135,7 @@ def about(scorer: Scorer, asked: Asked) -> dict[str, Any]:
             }
             for name, rows in sorted(dimensions.items())
         },
+        "gold_of_favourite": round(float(asked.gold[np.arange(count), found.argmax(axis=1)].mean()), 4),
         "mean": round(float(found.mean()), 4),
         "deviation": round(float(found.std()), 4),
         "deviation_within_a_prompt": round(float(found.std(axis=1).mean()), 4),
@@ -210,13 +212,15 @@ def page(result: Mapping[str, Any], command: str) -> str:
         "*Pairwise*: of two samples of one prompt that gold tells apart, how often the scorer prefers the same one;",
         "the mean over prompts and its 95 % bootstrap interval. *Clear*: where gold differs by more than "
         f"{CLEAR}. *Rank correlation*:",
-        "Spearman's, over all samples. Chance is 0.5, 0.5 and 0.",
+        "Spearman's, over all samples. Chance is 0.5, 0.5 and 0. *Gold of its favourite*: of each prompt's samples the",
+        f"one the scorer likes best; at random {result['gold']:.3f}, gold's own choice {result['gold_of_best']:.3f}.",
         "",
         head,
         rule,
         row("pairwise", ["{:.3f} ({:.3f} to {:.3f})".format(*s["pairwise"]) for s in found.values()]),
         row("pairwise, clear", [f"{s['pairwise_clear']:.3f}" for s in found.values()]),
         row("rank correlation", [f"{s['rank_correlation']:.3f}" for s in found.values()]),
+        row("gold of its favourite", [f"{s['gold_of_favourite']:.3f}" for s in found.values()]),
         row("mean score", [f"{s['mean']:.3f}" for s in found.values()]),
         row("standard deviation", [f"{s['deviation']:.3f}" for s in found.values()]),
         row("the same within a prompt", [f"{s['deviation_within_a_prompt']:.3f}" for s in found.values()]),

@@ -48,9 +48,9 @@ class ScorerSettings:
     small_text: Tower = field(default_factory=lambda: Tower(layers=1))
 
     clip: Training = field(default_factory=lambda: Training(1000, 2e-3, renders=40))
-    hps: Training = field(default_factory=lambda: Training(450, 7e-4, renders=8, samples=18))
+    hps: Training = field(default_factory=lambda: Training(300, 1e-3, renders=12, samples=12))
     pickscore: Training = field(default_factory=lambda: Training(300, 1e-3, renders=12, samples=12))
-    image_reward: Training = field(default_factory=lambda: Training(450, 1.5e-3, renders=12, samples=12))
+    image_reward: Training = field(default_factory=lambda: Training(1600, 1.5e-3, renders=20, samples=10))
     reading: float = 0.5  # weight, while CLIP is trained, of naming the thing at each place of the picture
     warmup: int = 50
     ema: float = 0.99

@@ -232,7 +232,7 @@ def _preference_batch(
 def train_image_reward(
     school: School, clip: State, renders: Renders, preferences: Preferences, ids: Tensor
 ) -> tuple[Any, Any]:
-    """BLIP parts with the CLIP scorer's eyes; ids are [N, 2, context], with their mask.
+    """BLIP parts with the CLIP scorer's eyes, which stay as they are; ids are [N, 2, context], with their mask.
 
     Of renders the right picture is preferred to the broken one and to another caption's. So that the text learns to
     look at the picture, hidden words of right captions are guessed (BERT's lesson, as BLIP was taught to write).
@@ -244,20 +244,25 @@ def train_image_reward(
     eyes = transplant.to_blip_vision(clip, _before_norm(settings, clip, renders))
     own = model.vision.state_dict()
     model.vision.load_state_dict(own | transplant.fitting(eyes, own))
+    model.vision.requires_grad_(False)
     model = model.to(device)
+
+    def look(images: Tensor) -> Tensor:  # [B, K, ...] -> [B, K, places + 1, width]
+        states = model.vision(pixel_values=normalised(images.flatten(0, 1))).last_hidden_state
+        return states.view(*images.shape[:2], *states.shape[1:])
+
+    def score(states: Tensor, texts: Tensor) -> Tensor:  # [B, K, ...], [B, 2, context] -> [B, K]
+        each = texts.repeat_interleave(states.shape[1], 0)
+        return model.head(_read(model, states.flatten(0, 1), *each.unbind(1))[:, 0]).view(states.shape[:2])
 
     def loss(
         images: Tensor, ids: Tensor, group_images: Tensor, group_ids: Tensor, first: Tensor, hidden: Tensor
     ) -> dict[str, Tensor]:
-        triples = torch.cat([images, images[:, :1].roll(1, 0)], dim=1)
-        pixels = torch.cat([triples.flatten(0, 1), group_images.flatten(0, 1)])
-        texts = torch.cat([ids.repeat_interleave(3, 0), group_ids.repeat_interleave(group_images.shape[1], 0)])
-        scores = model(normalised(pixels), *texts.unbind(1))
-        of_triples, of_groups = scores.split([3 * len(images), len(scores) - 3 * len(images)])
-        right, *wrong = of_triples.view(-1, 3).unbind(1)
+        seen = look(images)
+        right, *wrong = score(torch.cat([seen, seen[:, :1].roll(1, 0)], dim=1), ids).unbind(1)
         told = torch.stack([F.softplus(other - right) for other in wrong]).mean()
-        preferred = preference(of_groups.view(group_images.shape[:2]), first)
-        guessed = guessing(model, normalised(images[:, 0]), *ids.unbind(1), hidden)
+        preferred = preference(score(look(group_images), group_ids), first)
+        guessed = guessing(model, seen[:, 0], *ids.unbind(1), hidden)
         return {"loss": preferred + told + guessed, "preference": preferred, "renders": told, "guessing": guessed}
 
     pick = _preference_batch("image_reward", school, renders, preferences, ids)
@@ -272,19 +277,23 @@ def train_image_reward(
     return model, history
 
 
-def guessing(model: Any, pixels: Tensor, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-    """The cross-entropy of the words at ``hidden`` [B, context], guessed from the picture and the other words."""
-    hidden = hidden & (mask > 0)
-    seen = model.vision(pixel_values=pixels).last_hidden_state
-    states = model.text(
-        input_ids=ids.masked_fill(hidden, PIECES.index("[MASK]")),
+def _read(model: Any, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """The text's states [B, context, width] before pictures' states [B, places + 1, width]."""
+    read: Tensor = model.text(
+        input_ids=ids,
         attention_mask=mask,
-        encoder_hidden_states=seen,
-        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+        encoder_hidden_states=states,
+        encoder_attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
         is_decoder=False,
     ).last_hidden_state
-    words = model.text.get_input_embeddings().weight
-    return F.cross_entropy(states[hidden] @ words.T, ids[hidden])
+    return read
+
+
+def guessing(model: Any, seen: Tensor, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+    """The cross-entropy of the words at ``hidden`` [B, context], guessed from the picture and the other words."""
+    hidden = hidden & (mask > 0)
+    states = _read(model, seen, ids.masked_fill(hidden, PIECES.index("[MASK]")), mask)
+    return F.cross_entropy(states[hidden] @ model.text.get_input_embeddings().weight.T, ids[hidden])
 
 
 def _before_norm(settings: ScorerSettings, clip: State, renders: Renders) -> Tensor:
