@@ -12,7 +12,7 @@ from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
 from flowrl.rewards.open_clip_text import CONFIG, model_config, needs_vocabulary, tokenizer
-from flowrl.rewards.weights import WeightsConfig, uninitialised
+from flowrl.rewards.weights import WeightsConfig, in_short, uninitialised
 from flowrl.types import Images
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the order in which open_clip looks
@@ -37,8 +37,7 @@ class Clip(WeightsConfig, kind="clip"):
             with uninitialised():
                 model, transform = open_clip.create_model_from_pretrained(f"local-dir:{weights.parent}")
         except Exception as error:  # zip, pickle, safetensors and open_clip each have their own
-            first = " ".join(str(error).split())[:300]
-            raise UserError(f"{weights} and {CONFIG} beside it are no model of open_clip: {first}") from error
+            raise UserError(f"{weights} and {CONFIG} beside it are no open_clip model: {in_short(error)}") from error
         model = model.float().eval().requires_grad_(False).to(device)
         tokenize = tokenizer(model_config(config), weights.parent)
 

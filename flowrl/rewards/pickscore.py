@@ -14,7 +14,7 @@ from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
-from flowrl.rewards.weights import WeightsConfig
+from flowrl.rewards.weights import WeightsConfig, in_short
 from flowrl.types import Images
 
 IMAGES = "preprocessor_config.json"
@@ -83,8 +83,7 @@ def load_model(weights: Path) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, transformers and the config each have their own
-        first = " ".join(str(error).split())[:300]
-        raise UserError(f"{weights} and config.json beside it are no CLIPModel: {first}") from error
+        raise UserError(f"{weights} and config.json beside it are no CLIPModel: {in_short(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{weights} does not hold the weights of this architecture: it lacks {', '.join(missing[:3])}")
     return model.eval().requires_grad_(False)

@@ -62,7 +62,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each have their own
-        raise UserError(f"{path} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}; fetch it again") from error
+        raise UserError(f"{path} cannot be read: {in_short(error)}; fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of tensors, it holds a {type(content).__name__}")
     return content
@@ -75,9 +75,13 @@ def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Pat
     try:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} does not hold the weights of this architecture: {first}") from error
+        raise UserError(f"{path} does not hold the weights of this architecture: {in_short(error)}") from error
     return module.float().eval().requires_grad_(False)
+
+
+def in_short(error: Exception) -> str:
+    """A library's message on one line, of bearable length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager
