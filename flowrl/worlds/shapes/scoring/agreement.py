@@ -180,7 +180,7 @@ def noticed(scorer: Scorer, broken: Sequence[Broken]) -> dict[str, list[float]]:
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for case, (right, wrong) in zip(broken, found, strict=True):
         by_kind[case.kind].append(bool(right > wrong))
-        by_kind["all"].append(bool(right > wrong))
+        by_kind["every case"].append(bool(right > wrong))
     return {kind: [round(float(np.mean(row)), 4), len(row)] for kind, row in sorted(by_kind.items())}
 
 

@@ -262,7 +262,7 @@ def train_image_reward(
         right, *wrong = score(torch.cat([seen, seen[:, :1].roll(1, 0)], dim=1), ids).unbind(1)
         told = torch.stack([F.softplus(other - right) for other in wrong]).mean()
         preferred = preference(score(look(group_images), group_ids), first)
-        guessed = guessing(model, seen[:, 0], *ids.unbind(1), hidden)
+        guessed = guessing(model, seen[:, 0], ids, hidden)
         return {"loss": preferred + told + guessed, "preference": preferred, "renders": told, "guessing": guessed}
 
     pick = _preference_batch("image_reward", school, renders, preferences, ids)
@@ -289,8 +289,12 @@ def _read(model: Any, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return read
 
 
-def guessing(model: Any, seen: Tensor, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-    """The cross-entropy of the words at ``hidden`` [B, context], guessed from the picture and the other words."""
+def guessing(model: Any, seen: Tensor, texts: Tensor, hidden: Tensor) -> Tensor:
+    """The cross-entropy of the words at ``hidden`` [B, context], guessed from the picture and the other words.
+
+    ``seen`` are the pictures' states, ``texts`` [B, 2, context] the ids and their mask.
+    """
+    ids, mask = texts.unbind(1)
     hidden = hidden & (mask > 0)
     states = _read(model, seen, ids.masked_fill(hidden, PIECES.index("[MASK]")), mask)
     return F.cross_entropy(states[hidden] @ model.text.get_input_embeddings().weight.T, ids[hidden])
