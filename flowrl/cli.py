@@ -101,7 +101,8 @@ WeightsOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="With a prompt's index: its image's seed.")]
 _STAGE_HELP = (
-    "Only this stage, and others so given; of shapes: data, vae, transformer, fresh, refine, package, auditor, measure."
+    "Only this stage, and others given. Of shapes: data, vae, transformer, fresh, refine, package, auditor, measure; "
+    "with --scorers: renders, preferences, clip, hps, pickscore, image_reward, agreement."
 )
 WorldArgument = Annotated[str, typer.Argument(metavar="NAME", help="The world, for example shapes.")]
 DeviceOption = Annotated[
@@ -221,11 +222,12 @@ def world_build(
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of scenes, weights and batches.")] = 0,
     device: DeviceOption = None,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Bound on each stage that trains.")] = None,
+    scorers: Annotated[bool, typer.Option("--scorers", help="Its scorers, from its pipeline.")] = False,
 ) -> None:
     """Reproduce a world's models from a seed, in resumable stages."""
     from dataclasses import replace
 
-    module = _world_module(name, "build")
+    module = _world_module(name, "scoring.build" if scorers else "build")
     settings = replace(module.Settings(), seed=seed)
     folder = output or Path("worlds") / name
     module.build(folder, stages=stages or module.STAGES, settings=settings, device=device, minutes=minutes)

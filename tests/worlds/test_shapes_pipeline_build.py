@@ -118,8 +118,10 @@ def test_unknown_and_premature_stages_are_named(tmp_path: Path) -> None:
 
 def test_the_commands_help_lists_the_stages() -> None:
     from flowrl import cli
+    from flowrl.worlds.shapes.scoring import build as scoring
 
     assert ", ".join(STAGES) in cli._STAGE_HELP
+    assert ", ".join(scoring.STAGES) in cli._STAGE_HELP
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,13 +14,25 @@ from torch import Tensor, nn
 
 from flowrl import atomic
 from flowrl.seeds import derive_seed
-from flowrl.worlds.shapes.settings import Settings
 
 TIMED = range(30, 90)  # steps of a run whose time tells how many fit; the first ones compile and warm up
 
 Tensors = dict[str, Tensor]
 Batch = Callable[[torch.Generator], Tensors]
 Loss = Callable[..., Tensors]
+
+
+class Shared(Protocol):
+    """What the settings of every training say."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def ema(self) -> float: ...
+    @property
+    def checkpoint_every(self) -> int: ...
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
@@ -41,7 +53,7 @@ class Loop:
         self,
         name: str,
         modules: nn.Module,
-        settings: Settings,
+        settings: Shared,
         *,
         steps: int,
         lr: float,
