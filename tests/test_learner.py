@@ -21,7 +21,7 @@ from flowrl.losses.ppo_clip import PpoClip
 from flowrl.noise import Noise
 from flowrl.plan import compile_plan
 from flowrl.recipe import load_recipe
-from flowrl.recipe_files import shipped_folder
+from flowrl.recipe_files import shipped_folder, shipped_recipes
 from flowrl.schedules.all_steps import AllSteps
 from flowrl.schedules.singular import Singular
 from flowrl.schedules.sliding_window import SlidingWindow
@@ -57,7 +57,7 @@ VARIANTS = {
     "cps": (AllSteps(), Strided(), Cps(), Broadcast(), Updates()),
     "rewards averaged over granularities": (Singular(), Strided(strides=(1, 2)), FlowSde(), PerStep(), Updates()),
 }
-RECIPES = sorted(path for path in shipped_folder().rglob("*.yaml") if path.parent.name not in {"models", "rewards"})
+RECIPES = [shipped_folder() / f"{name}.yaml" for name, _ in shipped_recipes()]
 
 
 def parts_of(path):
