@@ -286,6 +286,8 @@ class _Session:
         name = when or f"evaluation {iteration}"
         found = self._draw(self.test_prompts, name, num_images=num_images, at_once=when is not None)
         means = _means(found)
+        scores = ", ".join(f"{name.removeprefix('test/')} {value:.4f}" for name, value in means.items())
+        self.progress.note(f"held-out, {when_text}: {scores}")
         if self.is_main:
             if when is not None:
                 self._keep_scores(found, when)

@@ -107,8 +107,8 @@ def test_a_kind_replaces_and_a_value_merges() -> None:
 
 def test_a_null_takes_a_reward_away() -> None:
     extra = ["rewards.second={kind: gold, weight: 3}"]
-    assert set(load_recipe("g2rpo", overrides=extra).rewards) == {"gold", "second"}
-    assert set(load_recipe("g2rpo", overrides=[*extra, "rewards.gold=null"]).rewards) == {"second"}
+    assert set(load_recipe("g2rpo", overrides=extra).rewards) == {"hps", "clip", "second"}
+    assert set(load_recipe("g2rpo", overrides=[*extra, "rewards.hps=null"]).rewards) == {"clip", "second"}
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("2.5E+3", 2500.0), ("3", 3.0), ("1_0.5", 10.5)])
@@ -164,7 +164,7 @@ def test_what_is_compared_before_and_after_may_not_change_in_between(paired: str
         ("optimizer.lr=2e-4", "optimizer.lr: 0.0001 -> 0.0002"),
         ("rollout.group=4", "rollout.group: 8 -> 4"),
         ("kernel.kind=dance_sde", "kernel.kind: flow_sde -> dance_sde"),
-        ("rewards.gold.weight=2", "rewards.gold.weight: 1.0 -> 2.0"),
+        ("rewards.hps.weight=2", "rewards.hps.weight: 1.0 -> 2.0"),
         ("run.iterations=3", "run.iterations: 12 -> 3 (it may only grow)"),
     ],
 )

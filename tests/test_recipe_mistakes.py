@@ -48,7 +48,7 @@ def mistake_in(text: str) -> str:
         ("rollout: 4", ["own.yaml: rollout: must be a mapping", "got 4"]),
         ("rewards: {gold: {kind: gold, wieght: 2}}", ["own.yaml: rewards.gold.wieght: unknown key", "'weight'"]),
         ("rewards: {gold: {kind: silver}}", ["own.yaml: rewards.gold: unknown ScorerConfig kind 'silver'", "gold"]),
-        ("rewards: {gold: null}", ["own.yaml: rewards: ", "at least 1 item"]),
+        ("rewards: {hps: null, clip: null}", ["own.yaml: rewards: ", "at least 1 item"]),
         (
             "run: {precision: bf32}",
             ["own.yaml: run.precision: must be 'fp32' or 'bf16', got 'bf32'; did you mean "],
@@ -64,14 +64,14 @@ def mistake_in(text: str) -> str:
             ["own.yaml: train: ", "updates 2", "(in iteration 7)"],
         ),
         ("schedule: {kind: sliding_window, width: 2, strategy: decay}", ["own.yaml: schedule: ", "hold is sweep"]),
-        ("rewards: {gold: {weight: 0}}", ["own.yaml: rewards: every weight is 0"]),
+        ("rewards: {hps: {weight: 0}, clip: {weight: 0}}", ["own.yaml: rewards: every weight is 0"]),
         (
-            "advantage: {kind: broadcast, mixing: weighted_advantages}\nrewards: {gold: {weight: -1}}",
+            "advantage: {kind: broadcast, mixing: weighted_advantages}\nrewards: {hps: {weight: -2}}",
             ["own.yaml: rewards: mixing weighted_advantages", "which is -1"],
         ),
         ("loss: {clip_high: .inf}", ["own.yaml: loss.clip_high: must be a finite number, got inf"]),
         ("optimizer: {lr: .inf}", ["own.yaml: optimizer.lr: must be a finite number, got inf"]),
-        ("rewards: {gold: {weight: .nan}}", ["own.yaml: rewards.gold.weight: must be a finite number, got nan"]),
+        ("rewards: {hps: {weight: .nan}}", ["own.yaml: rewards.hps.weight: must be a finite number, got nan"]),
         (
             "advantage: {kind: broadcast, peers: step, scope: all}",
             ["own.yaml: advantage.scope: must be 'group' or 'batch'"],
@@ -144,7 +144,7 @@ def test_a_mistake_in_an_override(override: str, said: str) -> None:
 PATHS = """
     schedule schedule.kind schedule.steps continuation.strides kernel.eta advantage.clip loss train.split model
     model.source model.height model.lora grid.num_steps grid.shift rollout.group optimizer.betas optimizer.ema
-    rewards rewards.gold rewards.gold.kind data.train run run.iterations run.trackers evaluation.scorers plugins
+    rewards rewards.hps rewards.hps.kind data.train run run.iterations run.trackers evaluation.scorers plugins
 """.split()  # noqa: SIM905
 
 
