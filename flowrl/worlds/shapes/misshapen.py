@@ -36,6 +36,24 @@ def misshapen(rng: np.random.Generator, shape: Shape = distance, amount: float =
     return deformed
 
 
+STRANGERS = ("upright bar", "lying bar", "left half", "right half", "upper half", "lower half")
+"""What is often drawn and is no form: a stroke, the half of a square (a bar too), the halves of a circle."""
+
+
+def stranger(kind: str, rng: np.random.Generator) -> Shape:
+    """The geometry of one of ``STRANGERS``, whatever the form."""
+    share = rng.uniform(0.15, 0.6)
+
+    def shape(form: str, detail: str, radius: float, x: Array, y: Array) -> Array:
+        if kind.endswith("bar"):
+            width, height = (share, 1.0) if kind == "upright bar" else (1.0, share)
+            return np.maximum(np.abs(x) - width * radius, np.abs(y) - height * radius)
+        beyond = {"left half": x, "right half": -x, "upper half": y, "lower half": -y}[kind]
+        return np.asarray(np.maximum(np.hypot(x, y) - radius, beyond), np.float32)
+
+    return shape
+
+
 def _bent(x: Array, y: Array, rms: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """The places moved by a smooth random field: a sum of plane waves."""
     moved = []

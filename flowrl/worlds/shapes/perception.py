@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from flowrl.worlds.shapes.checks import CLASSES, MEMBERS, Pair, Picture, Seen
 from flowrl.worlds.shapes.components import Components, components, mended
-from flowrl.worlds.shapes.misshapen import misshapen
+from flowrl.worlds.shapes.forms import distance
+from flowrl.worlds.shapes.misshapen import STRANGERS, misshapen, stranger
 from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, STRIPE_SHADE, render
 from flowrl.worlds.shapes.scene import BACKGROUNDS, CANVAS, COLOURS, RADIUS, Scene, Thing
 from flowrl.worlds.shapes.silhouettes import Silhouettes, patches_of, preference, step
@@ -259,18 +260,24 @@ def _candidates(parts: Components, kept: NDArray[np.int64]) -> tuple[NDArray[np.
 
 @lru_cache
 def known_silhouettes() -> Silhouettes:
-    """The silhouettes of every member at every size, more or less misshapen; every other one is blurred too."""
+    """The silhouettes of every member at every size and of strangers, misshapen; every other one is blurred too."""
     rng = np.random.default_rng(0)
-    things = [
-        (index, Thing(form, "blue", 32.0, 32.0, size, detail))
+    examples = [
+        (index, Thing(form, "blue", 32.0, 32.0, size, detail), distance)
         for index, (form, detail) in enumerate(MEMBERS)
         for size in RADIUS[form]
         for _ in range(_EXAMPLES)
     ]
+    examples += [
+        (len(MEMBERS) + index, Thing("circle", "blue", 32.0, 32.0, size), stranger(kind, rng))
+        for index, kind in enumerate(STRANGERS)
+        for size in RADIUS["circle"]
+        for _ in range(_EXAMPLES)
+    ]
     images = np.stack(
         [
-            render(Scene(BACKGROUNDS[k % 3], (thing,)), rng, misshapen(rng,))
-            for k, (_, thing) in enumerate(things)
+            render(Scene(BACKGROUNDS[k % 3], (thing,)), rng, misshapen(rng, shape))
+            for k, (_, thing, shape) in enumerate(examples)
         ]
     )
     images[::2] = _blurred(images[::2])
@@ -278,7 +285,7 @@ def known_silhouettes() -> Silhouettes:
     by_area = np.lexsort((parts.area, parts.image))
     seen = np.unique(parts.image)
     largest = by_area[np.searchsorted(parts.image[by_area], seen, side="right") - 1]
-    member, radius = np.array([(index, thing.radius) for index, thing in things])[seen].T
+    member, radius = np.array([(index, thing.radius) for index, thing, _ in examples])[seen].T
     return Silhouettes.learn(patches_of(parts, largest, largest), member.astype(np.int64), radius)
 
 

@@ -19,9 +19,13 @@ Ints = NDArray[np.int64]
 
 SIDE = 16  # samples along a silhouette
 
+_UPRIGHT = ("", "up", "down", "arms up", "arms out", "arms down", "H", "T", "U", "X", "Y")
+_ASIDE = ("left", "right", "lying", "C", "E", "K")
+"""Details of members that look the same with left and right exchanged, and with top and bottom."""
+
 _AXES = 50  # principal axes
 _SHRINKAGE, _FLOOR = 0.3, 1e-3
-_FIT, _FIT_WIDTH = 6.0, 0.5  # squared distance from the likeliest member at which a thing has no known form
+_FIT, _FIT_WIDTH = 8.0, 0.6  # squared distance from the likeliest member at which a thing has no known form
 _MARGIN = 0.25  # difference of log densities per axis that decides between two forms
 
 
@@ -80,8 +84,9 @@ def _fill(mask: NDArray[np.float32], joined: NDArray[np.bool_]) -> NDArray[np.fl
 class Silhouettes(NamedTuple):
     """What the silhouettes of each member look like: a normal distribution in the ``axes`` along which all vary most.
 
-    ``centre`` [256] and ``axes`` [256, K]; per member, whitened by its own covariance: ``whiten`` [K, M K], ``mean``
-    [M, K], ``volume`` [M] the log of the covariance's determinant over K; ``unit_area`` [F]: of each form at radius 1.
+    ``centre`` [256] and ``axes`` [256, K]; per member and stranger, whitened by its own covariance: ``whiten``
+    [K, M' K], ``mean`` [M', K], ``volume`` [M'] the log of the covariance's determinant over K; ``unit_area`` [F]: of
+    each form at radius 1.
     """
 
     centre: Floats
@@ -93,14 +98,15 @@ class Silhouettes(NamedTuple):
 
     @classmethod
     def learn(cls, patches: Patches, member: Ints, radius: Floats) -> Silhouettes:
-        """From examples: ``member`` [N], an index into MEMBERS, and ``radius`` [N] of each.
+        """From examples: ``member`` [N], an index into MEMBERS or behind them for a stranger, and ``radius`` [N].
 
         Quadratic discriminant analysis in the principal axes, each covariance shrunk towards that of all members.
         """
-        centre = patches.filled.mean(axis=0)
-        axes = np.linalg.eigh(np.cov((patches.filled - centre).T))[1][:, -_AXES:]
-        found = (patches.filled - centre) @ axes
-        groups = [found[member == k] for k in range(len(MEMBERS))]
+        filled, of = _mirrored(patches.filled, member)
+        centre = filled.mean(axis=0)
+        axes = np.linalg.eigh(np.cov((filled - centre).T))[1][:, -_AXES:]
+        found = (filled - centre) @ axes
+        groups = [found[of == k] for k in range(member.max() + 1)]
         own = np.stack([np.cov(group.T) for group in groups])
         pooled = own.mean(axis=0)
         floor = _FLOOR * np.trace(pooled) / _AXES * np.eye(_AXES)
@@ -108,8 +114,8 @@ class Silhouettes(NamedTuple):
         whiten = vectors / np.sqrt(values * _AXES)[:, None, :]  # an example lies about 1 from its member's mean
         volume = np.log(values).mean(axis=1)
         mean = np.stack([group.mean(axis=0) @ matrix for group, matrix in zip(groups, whiten, strict=True)])
-        form = np.array([FORMS.index(MEMBERS[k][0]) for k in member])
-        area = np.bincount(form, patches.area / radius**2) / np.bincount(form)
+        form = np.array([FORMS.index(MEMBERS[k][0]) if k < len(MEMBERS) else len(FORMS) for k in member])
+        area = (np.bincount(form, patches.area / radius**2) / np.bincount(form))[: len(FORMS)]
         return cls(centre, axes, np.concatenate(list(whiten), axis=1), mean, volume - volume.mean(), area)
 
     def recognise(self, patches: Patches) -> tuple[Floats, Floats, Floats]:
@@ -122,7 +128,22 @@ class Silhouettes(NamedTuple):
         by_form = np.stack([by_member[:, members].min(axis=1) for members in of_form], axis=1)
         radius = np.sqrt(np.maximum(patches.area, 1) / self.unit_area[by_form.argmin(axis=1)])
         known = step(-square[np.arange(len(square)), by_member.argmin(axis=1)], -_FIT, _FIT_WIDTH)[:, None]
-        return preference(by_form, _MARGIN) * known, preference(by_member, _MARGIN) * known, radius
+        by_form = np.concatenate([by_form, by_member[:, len(MEMBERS) :]], axis=1)
+        forms, members = preference(by_form, _MARGIN) * known, preference(by_member, _MARGIN) * known
+        return forms[:, : len(FORMS)], members[:, : len(MEMBERS)], radius
+
+
+def _mirrored(filled: Floats, member: Ints) -> tuple[Floats, Ints]:
+    """The examples and the mirror images of those whose member is its own mirror image."""
+    upright = np.array([detail in _UPRIGHT for _, detail in MEMBERS])
+    aside = np.array([detail in _ASIDE for _, detail in MEMBERS])
+    pictures = filled.reshape(-1, SIDE, SIDE)
+    parts, of = [filled], [member]
+    for own, image in ((upright, pictures[:, :, ::-1]), (aside, pictures[:, ::-1])):
+        chosen = own[np.minimum(member, len(MEMBERS) - 1)] & (member < len(MEMBERS))
+        parts.append(image[chosen].reshape(-1, SIDE * SIDE))
+        of.append(member[chosen])
+    return np.concatenate(parts), np.concatenate(of)
 
 
 def preference(distance: Floats, width: float) -> Floats:
