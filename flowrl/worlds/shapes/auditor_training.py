@@ -28,6 +28,7 @@ from flowrl.worlds.shapes.autoencoder import round_trip
 from flowrl.worlds.shapes.forms import distance
 from flowrl.worlds.shapes.grammar import sample_item
 from flowrl.worlds.shapes.loop import Loop
+from flowrl.worlds.shapes.misshapen import misshapen
 from flowrl.worlds.shapes.render import Array, Shape, render
 from flowrl.worlds.shapes.scene import CANVAS, COLOURS, DETAILS, RADIUS, SHAPES, Scene, Thing
 from flowrl.worlds.shapes.settings import Settings
@@ -58,7 +59,7 @@ def _chunk(seed: int, count: int, start: int) -> tuple[np.ndarray, dict[str, np.
         rng = random.Random(derive_seed(seed, "auditor scene", index))
         scene = _resized(_recoloured(sample_item(rng).scene, rng), rng)
         noise = np.random.default_rng(derive_seed(seed, "auditor render", index))
-        pictures.append(render(scene, noise, _morphing(rng)))
+        pictures.append(render(scene, noise, misshapen(noise, _morphing(rng), rng.random())))
         scenes.append(scene)
     return np.stack(pictures), scene_labels(scenes)
 

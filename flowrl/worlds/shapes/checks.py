@@ -15,7 +15,7 @@ are asked the same questions:
     order        the things ``of`` follow each other along ``axis`` x or y
     halves       a thing of this form, half ``first`` (on its ``side`` left or top) and half ``second``
     text         the letters of the picture, from left to right, read ``text``
-    style        everything is drawn flat, outline, striped, pastel
+    style        everything, but for a fragment, is drawn flat, outline, striped, pastel
     background   white, grey, black
     flag         the picture is the flag of ``country``
     all          every check of the list ``of`` holds
@@ -273,7 +273,9 @@ def _text(check: Mapping[str, Any], picture: Picture) -> Answer:
 
 
 def _style(check: Mapping[str, Any], picture: Picture) -> Answer:
-    return _all([seen.styles[_STYLE[check["is"]]] for seen in picture.seen])
+    area = [seen.radius**2 for seen in picture.seen]
+    share = sum(a * seen.styles[_STYLE[check["is"]]] for a, seen in zip(area, picture.seen, strict=True)) / sum(area)
+    return Answer(_step(share, 0.85, 0.03), share)
 
 
 def _background(check: Mapping[str, Any], picture: Picture) -> Answer:

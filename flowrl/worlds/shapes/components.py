@@ -65,6 +65,49 @@ def components(classes: NDArray[np.uint8], num_kinds: int) -> Components:
     )
 
 
+def mended(parts: Components, gap: int, share: float) -> Components:
+    """The components, with fragments joined to what they broke off from: of the same class, at most ``gap`` pixels of
+    no component away along a row or column, and with less than ``share`` of the larger one's area."""
+    found = [_beside(parts.labels, axis, gap) for axis in (1, 2)]
+    a, b = np.concatenate(found, axis=1)
+    small, large = np.minimum(parts.area[a], parts.area[b]), np.maximum(parts.area[a], parts.area[b])
+    good = (parts.kind[a] == parts.kind[b]) & (small < share * large)
+    if not good.any():
+        return parts
+    number, of_part = np.unique(_union(len(parts.area), a[good], b[good]), return_inverse=True)
+    area = np.bincount(of_part, parts.area)
+    height, width = parts.labels.shape[1:]
+    return Components(
+        labels=np.append(of_part, -1)[parts.labels].astype(np.int32),
+        image=parts.image[number],
+        kind=parts.kind[number],
+        area=area,
+        x=np.bincount(of_part, parts.area * parts.x) / area,
+        y=np.bincount(of_part, parts.area * parts.y) / area,
+        left=_extreme(np.minimum, of_part, parts.left, len(number), width),
+        top=_extreme(np.minimum, of_part, parts.top, len(number), height),
+        right=_extreme(np.maximum, of_part, parts.right, len(number), 0),
+        bottom=_extreme(np.maximum, of_part, parts.bottom, len(number), 0),
+    )
+
+
+def _beside(labels: Labels, axis: int, gap: int) -> Ints:
+    """Pairs [2, P] of different components with at most ``gap`` pixels of none between them along an axis."""
+    lines = labels if axis == 2 else labels.transpose(0, 2, 1)
+    image, line, place = np.nonzero((lines[:, :, :-1] >= 0) & (lines[:, :, 1:] < 0))  # last pixels
+    before = lines[image, line, place]
+    pairs = []
+    open_ = np.ones(len(image), bool)
+    for step in range(2, gap + 2):
+        reached = place + step < lines.shape[2]
+        after = np.where(reached, lines[image, line, np.minimum(place + step, lines.shape[2] - 1)], -1)
+        hit = open_ & (after >= 0)
+        pairs.append(np.stack([before[hit], after[hit]]))
+        open_ &= after < 0
+    found = np.concatenate(pairs, axis=1).astype(np.int64)
+    return found[:, found[0] != found[1]]
+
+
 def _distinct(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """The pairs without immediate repetitions."""
     if a.size == 0:

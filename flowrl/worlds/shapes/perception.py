@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowrl.worlds.shapes.checks import CLASSES, MEMBERS, Pair, Picture, Seen
-from flowrl.worlds.shapes.components import Components, components
+from flowrl.worlds.shapes.components import Components, components, mended
+from flowrl.worlds.shapes.forms import distance
+from flowrl.worlds.shapes.misshapen import STRANGERS, misshapen, stranger
 from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, STRIPE_SHADE, render
 from flowrl.worlds.shapes.scene import BACKGROUNDS, CANVAS, COLOURS, RADIUS, Scene, Thing
 from flowrl.worlds.shapes.silhouettes import Silhouettes, patches_of, preference, step
@@ -29,8 +31,8 @@ _DARK, _LIGHT = 0.3, 0.76  # luminance between black, grey and white; they are p
 _PALE = 0.57  # saturation between paint (0.76 and more) and pastel (0.4 and less)
 _HUE_WIDTH = 0.03  # of a turn; neighbouring colours are 0.15 apart
 _AREA, _CORE = 30, 8  # pixels of the smallest thing, and of its inside: less is an edge or a speck
-_EXAMPLES = 12  # renders of each member at each size from which its silhouettes are learnt
-_BEND = 0.5  # pixels, standard deviation of the bending
+_GAP, _FRAGMENT = 3, 0.5  # pixels between a thing and a fragment of it, and the fragment's share of its area
+_EXAMPLES = 30  # renders of each member at each size from which its silhouettes are learnt
 _TOUCH = 3  # pixels between the parts of a two-coloured thing
 
 
@@ -149,7 +151,7 @@ class _Paint(NamedTuple):
 
 
 def _pictures(maps: Maps, silhouettes: Silhouettes) -> list[Picture]:
-    parts = components(maps.classes, len(COLOURS))
+    parts = mended(components(maps.classes, len(COLOURS)), _GAP, _FRAGMENT)
     labels = parts.labels
     number = len(parts.image)
     core = np.bincount(labels[maps.inside & (labels >= 0)], minlength=number)
@@ -258,24 +260,33 @@ def _candidates(parts: Components, kept: NDArray[np.int64]) -> tuple[NDArray[np.
 
 @lru_cache
 def known_silhouettes() -> Silhouettes:
-    """The silhouettes of every member at every size, crisp, and blurred and bent a little."""
+    """The silhouettes of every member at every size and of strangers, misshapen; every other one is blurred too."""
     rng = np.random.default_rng(0)
-    things = [
-        (index, Thing(form, "blue", 32.0, 32.0, size, detail))
+    examples = [
+        (index, Thing(form, "blue", 32.0, 32.0, size, detail), distance)
         for index, (form, detail) in enumerate(MEMBERS)
         for size in RADIUS[form]
+        for _ in range(_EXAMPLES)
     ]
-    crisp = np.stack(
-        [render(Scene(BACKGROUNDS[k % 3], (thing,)), rng) for _, thing in things for k in range(_EXAMPLES)]
+    examples += [
+        (len(MEMBERS) + index, Thing("circle", "blue", 32.0, 32.0, size), stranger(kind, rng))
+        for index, kind in enumerate(STRANGERS)
+        for size in RADIUS["circle"]
+        for _ in range(_EXAMPLES)
+    ]
+    images = np.stack(
+        [
+            render(Scene(BACKGROUNDS[k % 3], (thing,)), rng, misshapen(rng, shape))
+            for k, (_, thing, shape) in enumerate(examples)
+        ]
     )
-    images = np.concatenate([crisp, _warped(_blurred(crisp), rng)])
-    case = np.repeat(np.arange(2 * len(things)), _EXAMPLES)
-    parts = components(maps_of(images).classes, len(COLOURS))
+    images[::2] = _blurred(images[::2])
+    parts = mended(components(maps_of(images).classes, len(COLOURS)), _GAP, _FRAGMENT)
     by_area = np.lexsort((parts.area, parts.image))
-    largest = by_area[np.searchsorted(parts.image[by_area], np.arange(len(case)), side="right") - 1]
-    member = np.array([index for index, _ in things] * 2)
-    radius = np.array([thing.radius for _, thing in things] * 2)
-    return Silhouettes.learn(patches_of(parts, largest, largest), case, member, radius)
+    seen = np.unique(parts.image)
+    largest = by_area[np.searchsorted(parts.image[by_area], seen, side="right") - 1]
+    member, radius = np.array([(index, thing.radius) for index, thing, _ in examples])[seen].T
+    return Silhouettes.learn(patches_of(parts, largest, largest), member.astype(np.int64), radius)
 
 
 def _blurred(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -284,15 +295,3 @@ def _blurred(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     wide = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
     wide = wide[:, :, :-2] + 2 * wide[:, :, 1:-1] + wide[:, :, 2:]
     return ((wide + 8) // 16).astype(np.uint8)
-
-
-def _warped(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Each image [B, 64, 64, 3] with its pixels moved by a smooth random field."""
-    side = images.shape[1]
-    places = np.arange(side)
-    waves = np.stack([np.sin(2 * np.pi * k * places / side + phase) for k in (1, 2, 3) for phase in (0, np.pi / 2)])
-    fields = np.einsum("bcij,iy,jx->bcyx", rng.normal(size=(len(images), 2, len(waves), len(waves))), waves, waves)
-    fields *= _BEND / fields.std()
-    rows = np.clip(np.rint(places[:, None] + fields[:, 0]), 0, side - 1).astype(int)
-    columns = np.clip(np.rint(places + fields[:, 1]), 0, side - 1).astype(int)
-    return images[np.arange(len(images))[:, None, None], rows, columns]

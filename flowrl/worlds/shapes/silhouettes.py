@@ -19,9 +19,14 @@ Ints = NDArray[np.int64]
 
 SIDE = 16  # samples along a silhouette
 
-_FIT, _FIT_WIDTH = 1.7, 0.1  # distance from the nearest known silhouette at which a thing has no known form
-_MARGIN = 0.12  # difference of distances that decides between two forms
-_SHRINKAGE = 0.3  # of the covariance towards a multiple of the unit matrix
+_UPRIGHT = ("", "up", "down", "arms up", "arms out", "arms down", "H", "T", "U", "X", "Y")
+_ASIDE = ("left", "right", "lying", "C", "E", "K")
+"""Details of members that look the same with left and right exchanged, and with top and bottom."""
+
+_AXES = 50  # principal axes
+_SHRINKAGE, _FLOOR = 0.3, 1e-3
+_FIT, _FIT_WIDTH = 8.0, 0.6  # squared distance from the likeliest member at which a thing has no known form
+_MARGIN = 0.25  # difference of log densities per axis that decides between two forms
 
 
 class Patches(NamedTuple):
@@ -57,7 +62,7 @@ def patches_of(parts: Components, first: Ints, second: Ints) -> Patches:
             weight = weight_x * weight_y
             mask += ((owner == a) | (owner == b)) * weight
             painted += (owner >= 0) * weight
-    filled = _fill(mask)
+    filled = _fill(mask, (first != second)[:, None, None])
     inside = filled.sum(axis=(1, 2))
     return Patches(
         filled=filled.reshape(len(first), SIDE * SIDE).astype(float),
@@ -66,56 +71,79 @@ def patches_of(parts: Components, first: Ints, second: Ints) -> Patches:
     )
 
 
-def _fill(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The masks [N, 16, 16] with their holes closed: a hole has the mask on all four sides."""
+def _fill(mask: NDArray[np.float32], joined: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The masks [N, 16, 16] with their holes closed: a hole has the mask on all four sides; between ``joined`` parts,
+    on two opposite ones."""
     turned = mask[:, ::-1, ::-1]
     walls = [np.maximum.accumulate(mask, axis=axis) for axis in (1, 2)]
     walls += [np.maximum.accumulate(turned, axis=axis)[:, ::-1, ::-1] for axis in (1, 2)]
-    return np.minimum(np.minimum(walls[0], walls[1]), np.minimum(walls[2], walls[3]))
+    down, across = np.minimum(walls[0], walls[2]), np.minimum(walls[1], walls[3])
+    return np.where(joined, np.maximum(down, across), np.minimum(down, across))
 
 
 class Silhouettes(NamedTuple):
-    """Known silhouettes, seen through ``whiten`` [256, 256], which makes their jitter round.
+    """What the silhouettes of each member look like: a normal distribution in the ``axes`` along which all vary most.
 
-    ``known`` [S, 256] whitened; ``member`` [S]: an index into MEMBERS; ``unit_area`` [F]: of each form at radius 1.
+    ``centre`` [256] and ``axes`` [256, K]; per member and stranger, whitened by its own covariance: ``whiten``
+    [K, M' K], ``mean`` [M', K], ``volume`` [M'] the log of the covariance's determinant over K; ``unit_area`` [F]: of
+    each form at radius 1.
     """
 
+    centre: Floats
+    axes: Floats
     whiten: Floats
-    known: Floats
-    member: Ints
+    mean: Floats
+    volume: Floats
     unit_area: Floats
 
     @classmethod
-    def learn(cls, patches: Patches, case: Ints, member: Ints, radius: Floats) -> Silhouettes:
-        """From examples: ``case`` [N] counts the kinds of example, each with its ``member`` [S] and ``radius`` [S].
+    def learn(cls, patches: Patches, member: Ints, radius: Floats) -> Silhouettes:
+        """From examples: ``member`` [N], an index into MEMBERS or behind them for a stranger, and ``radius`` [N].
 
-        The distance is that of linear discriminant analysis: Mahalanobis, with the covariance within cases, shrunk.
+        Quadratic discriminant analysis in the principal axes, each covariance shrunk towards that of all members.
         """
-        counts = np.bincount(case)
-        mean = np.stack([patches.filled[case == k].mean(axis=0) for k in range(len(counts))])
-        spread = patches.filled - mean[case]
-        covariance = spread.T @ spread / len(spread)
-        shrunk = covariance + _SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        values, vectors = np.linalg.eigh(shrunk)
-        whiten = vectors / np.sqrt(values * len(values))  # an example lies about 1 from its case's mean
-        area = np.bincount(case, patches.area) / counts / radius**2
-        form = np.array([FORMS.index(MEMBERS[k][0]) for k in member])
-        return cls(whiten, mean @ whiten, member, np.bincount(form, area) / np.bincount(form))
+        filled, of = _mirrored(patches.filled, member)
+        centre = filled.mean(axis=0)
+        axes = np.linalg.eigh(np.cov((filled - centre).T))[1][:, -_AXES:]
+        found = (filled - centre) @ axes
+        groups = [found[of == k] for k in range(member.max() + 1)]
+        own = np.stack([np.cov(group.T) for group in groups])
+        pooled = own.mean(axis=0)
+        floor = _FLOOR * np.trace(pooled) / _AXES * np.eye(_AXES)
+        values, vectors = np.linalg.eigh((1 - _SHRINKAGE) * own + _SHRINKAGE * pooled + floor)
+        whiten = vectors / np.sqrt(values * _AXES)[:, None, :]  # an example lies about 1 from its member's mean
+        volume = np.log(values).mean(axis=1)
+        mean = np.stack([group.mean(axis=0) @ matrix for group, matrix in zip(groups, whiten, strict=True)])
+        form = np.array([FORMS.index(MEMBERS[k][0]) if k < len(MEMBERS) else len(FORMS) for k in member])
+        area = (np.bincount(form, patches.area / radius**2) / np.bincount(form))[: len(FORMS)]
+        return cls(centre, axes, np.concatenate(list(whiten), axis=1), mean, volume - volume.mean(), area)
 
     def recognise(self, patches: Patches) -> tuple[Floats, Floats, Floats]:
         """Degrees per form [N, F] and per member [N, M], and radii [N]."""
-        found = patches.filled @ self.whiten
-        square = (found**2).sum(axis=1)[:, None] + (self.known**2).sum(axis=1) - 2 * found @ self.known.T
-        distance = np.sqrt(np.maximum(square, 0))
-        by_member = np.stack([distance[:, self.member == k].min(axis=1) for k in range(len(MEMBERS))], axis=1)
+        found = (patches.filled - self.centre) @ self.axes
+        away = (found @ self.whiten).reshape(len(found), *self.mean.shape) - self.mean
+        square = (away**2).sum(axis=2)
+        by_member = square + self.volume
         of_form = [[k for k, (form, _) in enumerate(MEMBERS) if form == name] for name in FORMS]
         by_form = np.stack([by_member[:, members].min(axis=1) for members in of_form], axis=1)
         radius = np.sqrt(np.maximum(patches.area, 1) / self.unit_area[by_form.argmin(axis=1)])
-        return _recognised(by_form), _recognised(by_member), radius
+        known = step(-square[np.arange(len(square)), by_member.argmin(axis=1)], -_FIT, _FIT_WIDTH)[:, None]
+        by_form = np.concatenate([by_form, by_member[:, len(MEMBERS) :]], axis=1)
+        forms, members = preference(by_form, _MARGIN) * known, preference(by_member, _MARGIN) * known
+        return forms[:, : len(FORMS)], members[:, : len(MEMBERS)], radius
 
 
-def _recognised(distance: Floats) -> Floats:
-    return preference(distance, _MARGIN) * step(-distance, -_FIT, _FIT_WIDTH)
+def _mirrored(filled: Floats, member: Ints) -> tuple[Floats, Ints]:
+    """The examples and the mirror images of those whose member is its own mirror image."""
+    upright = np.array([detail in _UPRIGHT for _, detail in MEMBERS])
+    aside = np.array([detail in _ASIDE for _, detail in MEMBERS])
+    pictures = filled.reshape(-1, SIDE, SIDE)
+    parts, of = [filled], [member]
+    for own, image in ((upright, pictures[:, :, ::-1]), (aside, pictures[:, ::-1])):
+        chosen = own[np.minimum(member, len(MEMBERS) - 1)] & (member < len(MEMBERS))
+        parts.append(image[chosen].reshape(-1, SIDE * SIDE))
+        of.append(member[chosen])
+    return np.concatenate(parts), np.concatenate(of)
 
 
 def preference(distance: Floats, width: float) -> Floats:
