@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.worlds.shapes.components import components
+from flowrl.worlds.shapes.checks import MEMBERS
+from flowrl.worlds.shapes.components import components, mended
 from flowrl.worlds.shapes.grammar import corrupt, sample_item
 from flowrl.worlds.shapes.judge import judge
 from flowrl.worlds.shapes.judge_report import SOFTENING, kind_of, measure, renders, report, sample_cases, soften
+from flowrl.worlds.shapes.misshapen import misshapen
 from flowrl.worlds.shapes.perception import look
 from flowrl.worlds.shapes.render import render
-from flowrl.worlds.shapes.scene import PRIMARY_DIMENSIONS, Item, Scene, Testpoint, Thing
+from flowrl.worlds.shapes.scene import DETAILS, PRIMARY_DIMENSIONS, RADIUS, Item, Scene, Testpoint, Thing
 
 CASES = sample_cases(16, seed=1)
 CLEAN = renders([case.scene for case in CASES], seed=1)
@@ -191,6 +193,52 @@ def test_components_are_those_of_a_flood_fill(seed: int) -> None:
         assert (found.y[number], found.x[number]) == pytest.approx(tuple(places[:, 1:].mean(axis=0) + 0.5))
     assert set(parts) == set(flood(classes, 2))
     assert (np.diff(found.image) >= 0).all()
+
+
+def test_a_fragment_joins_what_it_broke_off_from_and_a_thing_does_not() -> None:
+    classes = np.full((1, 20, 30), 9, np.uint8)
+    classes[0, 2:18, 2:8] = 0  # a thing of 96 pixels,
+    classes[0, 4:8, 11:14] = 0  # a fragment of 12 three pixels away from it,
+    classes[0, 10:13, 10:12] = 1  # a speck of 6 of another colour,
+    classes[0, 2:18, 16:24] = 0  # and another thing of 128, two pixels from the fragment
+    classes[0, 4:8, 27:29] = 1
+    parts = components(classes, 2)
+    assert sorted(mended(parts, gap=1, share=0.5).area.tolist()) == [6, 8, 12, 96, 128]
+    assert sorted(mended(parts, gap=2, share=0.1).area.tolist()) == [6, 8, 96, 140]
+    assert sorted(mended(parts, gap=2, share=0.05).area.tolist()) == [6, 8, 12, 96, 128]
+    found = mended(parts, gap=3, share=0.5)
+    assert sorted(found.area.tolist()) == [6, 8, 96, 140]  # the fragment joins the larger, which stay two
+    joined = int(found.area.argmax())
+    assert (found.left[joined], found.top[joined], found.right[joined], found.bottom[joined]) == (11, 2, 24, 18)
+    places = np.argwhere(found.labels[0] == joined)
+    assert (found.y[joined], found.x[joined]) == pytest.approx(tuple(places.mean(axis=0) + 0.5))
+
+
+@pytest.mark.parametrize("height", [18, 22, 28, 34])
+@pytest.mark.parametrize("width", [4, 5, 6])
+def test_a_bare_bar_is_no_form(width: int, height: int) -> None:
+    image = np.full((64, 64, 3), 247, np.uint8)
+    image[32 - height // 2 : 32 + height // 2, 30 : 30 + width] = (45, 75, 225)
+    for turned in (image, image.transpose(1, 0, 2)):
+        (seen,) = look(np.ascontiguousarray(turned)[None]).pictures[0].seen
+        assert max(seen.forms) < 0.5
+
+
+def test_misshapen_things_are_what_they_were() -> None:
+    rng = np.random.default_rng(3)
+    things = [
+        Thing(form, "blue", 32.0, 32.0, size, detail)
+        for form, details in DETAILS.items()
+        for detail in details
+        for size in RADIUS[form]
+        for _ in range(4)
+    ]
+    images = np.stack([render(Scene("white", (thing,)), rng, misshapen(rng)) for thing in things])
+    right = 0
+    for thing, picture in zip(things, look(images).pictures, strict=True):
+        seen = max(picture.seen, key=lambda seen: seen.radius, default=None)
+        right += seen is not None and seen.members[MEMBERS.index((thing.form, thing.detail))] >= 0.5
+    assert right / len(things) >= 0.95
 
 
 def test_perception_does_not_depend_on_the_prompt() -> None:

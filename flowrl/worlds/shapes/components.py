@@ -66,16 +66,23 @@ def components(classes: NDArray[np.uint8], num_kinds: int) -> Components:
 
 
 def mended(parts: Components, gap: int, share: float) -> Components:
-    """The components, with fragments joined to what they broke off from: of the same class, at most ``gap`` pixels of
-    no component away along a row or column, and with less than ``share`` of the larger one's area."""
+    """The components, with fragments joined to what they broke off from.
+
+    That is the largest part of the same class that is at most ``gap`` pixels of no component away, along a row or
+    column, and of whose area the fragment has less than ``share``.
+    """
     found = [_beside(parts.labels, axis, gap) for axis in (1, 2)]
     a, b = np.concatenate(found, axis=1)
-    small, large = np.minimum(parts.area[a], parts.area[b]), np.maximum(parts.area[a], parts.area[b])
-    good = (parts.kind[a] == parts.kind[b]) & (small < share * large)
+    swap = parts.area[a] > parts.area[b]
+    small, large = np.where(swap, b, a), np.where(swap, a, b)
+    good = (parts.kind[a] == parts.kind[b]) & (parts.area[small] < share * parts.area[large])
     if not good.any():
         return parts
-    number, of_part = np.unique(_union(len(parts.area), a[good], b[good]), return_inverse=True)
-    area = np.bincount(of_part, parts.area)
+    small, large = small[good], large[good]
+    order = np.lexsort((-parts.area[large], small))
+    of, first = np.unique(small[order], return_index=True)  # a fragment between two things does not make them one
+    number, of_part = np.unique(_union(len(parts.area), of, large[order][first]), return_inverse=True)
+    area = np.bincount(of_part, parts.area).astype(float)
     height, width = parts.labels.shape[1:]
     return Components(
         labels=np.append(of_part, -1)[parts.labels].astype(np.int32),

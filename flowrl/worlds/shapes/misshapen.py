@@ -1,7 +1,6 @@
 """Forms as a generative model misdraws them: bent, their corners rounded, swollen or thinned, with a dent or a bump.
 
-The judge learns its silhouettes from such renders and the auditor is trained on them, each with a generator of its own:
-a misshapen thing is what it was misshapen from.
+The judge learns its silhouettes from such renders: a misshapen thing is what it was misshapen from.
 """
 
 from __future__ import annotations

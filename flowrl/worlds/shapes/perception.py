@@ -16,7 +16,7 @@ from flowrl.worlds.shapes.checks import CLASSES, MEMBERS, Pair, Picture, Seen
 from flowrl.worlds.shapes.components import Components, components, mended
 from flowrl.worlds.shapes.forms import distance
 from flowrl.worlds.shapes.misshapen import STRANGERS, misshapen, stranger
-from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, STRIPE_SHADE, render
+from flowrl.worlds.shapes.render import BACKGROUND_RGB, COLOUR_RGB, PASTEL_RGB, STRIPE_SHADE, Shape, render
 from flowrl.worlds.shapes.scene import BACKGROUNDS, CANVAS, COLOURS, RADIUS, Scene, Thing
 from flowrl.worlds.shapes.silhouettes import Silhouettes, patches_of, preference, step
 
@@ -262,7 +262,7 @@ def _candidates(parts: Components, kept: NDArray[np.int64]) -> tuple[NDArray[np.
 def known_silhouettes() -> Silhouettes:
     """The silhouettes of every member at every size and of strangers, misshapen; every other one is blurred too."""
     rng = np.random.default_rng(0)
-    examples = [
+    examples: list[tuple[int, Thing, Shape]] = [
         (index, Thing(form, "blue", 32.0, 32.0, size, detail), distance)
         for index, (form, detail) in enumerate(MEMBERS)
         for size in RADIUS[form]
