@@ -37,12 +37,14 @@ NAME = BENCHMARK
 
 
 class UniGenBench(Section):
-    """What is asked of whom. The prompts' images are drawn with the settings of the evaluation."""
+    """What is asked of whom. The prompts' images are drawn with the evaluation's settings, but for the steps."""
 
     judge: JudgeConfig
     prompts: str | None = None
     """The benchmark's CSV, or ``WORLD:bench``; ``--benchmark`` wins over it."""
     images_per_prompt: int = Field(default=4, ge=1)
+    num_steps: int | None = Field(default=None, ge=1, le=1000)
+    """Denoising steps of its images; null: the evaluation's. ``--steps`` and ``--sigmas recipe`` win over it."""
     rows: Rows = "fail"
     """What becomes of broken rows of the CSV."""
     official_from: Path | None = None

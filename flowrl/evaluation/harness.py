@@ -99,6 +99,7 @@ def run(evaluation: Evaluation) -> Results | None:
         if evaluation.source is not None:
             sampler = Sampler(evaluation.source, evaluation.images[0].generation.drawing, here.device)
             for images in evaluation.images:
+                sampler.how = images.generation.drawing  # they differ in the number of steps alone
                 generate(images.folder, images.generation, images.prompts, sampler, here)
             del sampler  # a scorer needs its memory
         if request.stage in ("all", "score"):
@@ -146,16 +147,17 @@ def _images(
     request: Request, source: Source, metrics: MetricsFragment, benchmark: Benchmark | None
 ) -> Iterator[Images]:
     """What the metrics judge, and what the benchmark does."""
-    how = _drawing(request, source)
     if metrics.metrics:
         named = request.prompts or source.prompts
         if named is None:
             raise UserError(f"{request.model_or_run} names no test prompts (data.test); give some by --prompts")
         prompts = load_prompts(named)[: request.limit]
+        how = _drawing(request, source)
         yield _checked(request, source, how, request.output, named, prompts, request.images_per_prompt)
     config = metrics.benchmarks.unigenbench
     if config is not None and benchmark is not None:
         folder, prompts = request.output / benchmarks.NAME, benchmark.to_draw()
+        how = _drawing(request, source, config.num_steps)
         yield _checked(request, source, how, folder, benchmark.source, prompts, config.images_per_prompt)
 
 
@@ -183,12 +185,13 @@ def _checked(
     return Images(folder, generation, prompts)
 
 
-def _drawing(request: Request, source: Source) -> Drawing:
+def _drawing(request: Request, source: Source, num_steps: int | None = None) -> Drawing:
+    """What was asked for, else ``num_steps``, else the model's own."""
     own = source.evaluation.generate if source.evaluation is not None else None
     height, width = _size(request.size) if request.size else (None, None)
     steps = request.num_steps
-    if steps is None and own is not None and request.sigmas == "pipeline":
-        steps = own.num_steps
+    if steps is None and request.sigmas == "pipeline":
+        steps = num_steps or (own.num_steps if own else None)
     return drawing(
         source,
         num_steps=steps,

@@ -97,3 +97,15 @@ def test_the_prompts_have_to_be_named(work: Workplace, benchmark: str, drawn: li
     with pytest.raises(UserError, match="neither a CSV file"):
         work.evaluate(benchmark="nothing.csv")
     assert not drawn
+
+
+def test_its_images_may_have_steps_of_their_own(work: Workplace, benchmark: str) -> None:
+    metrics = work.folder / "metrics.yaml"
+    metrics.write_text(metrics.read_text().replace("images_per_prompt: 2", "images_per_prompt: 1, num_steps: 3"))
+    work.evaluate(benchmark=benchmark, num_steps=None, limit=1, stage="generate", output=work.folder / "own")
+    work.evaluate(benchmark=benchmark, limit=1, stage="generate", output=work.folder / "asked")
+    steps = [
+        read_manifest(work.folder / folder)[0].steps
+        for folder in ("own", "own/unigenbench", "asked", "asked/unigenbench")
+    ]
+    assert steps == [28, 3, 2, 2]  # 28 is the pipeline's own

@@ -28,7 +28,7 @@ from flowrl.worlds.shapes.stages import Stage, digest, source_digest
 Settings = ScorerSettings
 KINDS = ("clip", "hps", "pickscore", "image_reward")
 STAGES = ("renders", "preferences", *KINDS, "agreement")
-JUDGE_SOURCES = ("judge", "checks", "perception", "components", "silhouettes", "forms", "render")
+JUDGE_SOURCES = ("judge", "checks", "perception", "components", "silhouettes", "misshapen", "forms", "render")
 """The modules that say what gold is."""
 
 _TOWERS = ("embed", "context", "vision", "text")
