@@ -180,7 +180,7 @@ class Sampler:
         """Image j of each prompt, [B, 3, H, W] in 0..1, float32, on the CPU."""
         pipeline, how = self._pipeline, self.how
         noise = torch.stack([self._noise(prompt.index, j) for prompt in prompts])
-        with self._hybrid() as on_step_end:
+        with self._hybrid() as on_step_end, quietly():  # CLIP's part of a long prompt is cut at 77 tokens, as always
             images: Tensor = pipeline(
                 prompt=[prompt.text for prompt in prompts],
                 latents=noise.to(pipeline.device, pipeline.transformer.dtype),
