@@ -6,22 +6,24 @@ import gc
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from flowrl.errors import UserError
 from flowrl.hub import cache_dir
 from flowrl.policies.embeddings import GB, EmbeddingCache, readable
+from flowrl.policies.flux_approximation import FluxApproximation
 from flowrl.policies.flux_shape import PUBLISHED, FluxShape, read_shape
 from flowrl.policies.lora import LoRA, adapter_off, add_lora, save_lora
 from flowrl.policies.pipeline_folder import digest, embedded_worlds, locate, read_json
 from flowrl.policies.quiet import quietly
-from flowrl.protocols import PolicyConfig
+from flowrl.protocols import Approximated, Continuation, PolicyConfig
 from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
 
@@ -37,6 +39,8 @@ DECODE_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 21}
 
 class Flux(PolicyConfig, kind="flux"):
     """A FluxPipeline: where it comes from, what size it draws, what of it is trained."""
+
+    approximations: ClassVar[frozenset[Approximated]] = frozenset({"fp8", "cache"})
 
     source: str
     """An embedded world (``shapes``), a folder, or a hub id (``black-forest-labs/FLUX.1-dev``)."""
@@ -61,6 +65,14 @@ class Flux(PolicyConfig, kind="flux"):
         """Raises UserError where files are missing or a size does not fit; reads the configs alone."""
         locate(self.source)
         self.shape()
+
+    def check_continuation(self, continuation: Continuation) -> None:
+        """Also where no block of this model would be reused; a model whose folder is not here is not asked."""
+        super().check_continuation(continuation)
+        if continuation.cache is not None:
+            with suppress(UserError):
+                shape = self.shape()
+                continuation.cache.span(shape.num_layers + shape.num_single_layers)
 
     def load(self, device: torch.device) -> FluxPolicy:
         """Raises UserError where weights are missing or a size does not fit."""
@@ -114,22 +126,29 @@ class FluxPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, tokens, channels] at sigma [B], called as FluxPipeline does; in x's dtype."""
+        v: Tensor = self.module(**self.inputs(x, sigma, cond), return_dict=False)[0]
+        return v.to(x.dtype)
+
+    def inputs(self, x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Any]:
+        """What the transformer is called with."""
         dtype = self.transformer.proj_out.weight.dtype
         image_ids, text_ids = self._ids
         guidance = None
         if self.shape.guidance_embeds:
             guidance = torch.full((len(x),), self.config.guidance, device=x.device, dtype=torch.float32)
-        v = self.module(
-            hidden_states=x.to(dtype),
-            timestep=sigma.to(x.device),  # in 0..1: the transformer multiplies by 1000
-            guidance=guidance,
-            pooled_projections=cond.tensors["pooled"].to(x.device, dtype),
-            encoder_hidden_states=cond.tensors["text"].to(x.device, dtype),
-            txt_ids=text_ids,
-            img_ids=image_ids,
-            return_dict=False,
-        )[0]
-        return v.to(x.dtype)
+        return {
+            "hidden_states": x.to(dtype),
+            "timestep": sigma.to(x.device),  # in 0..1: the transformer multiplies by 1000
+            "guidance": guidance,
+            "pooled_projections": cond.tensors["pooled"].to(x.device, dtype),
+            "encoder_hidden_states": cond.tensors["text"].to(x.device, dtype),
+            "txt_ids": text_ids,
+            "img_ids": image_ids,
+        }
+
+    def approximation(self, continuation: Continuation, precision: Literal["fp32", "bf16"]) -> FluxApproximation:
+        """The velocity at a lower cost, for continuations."""
+        return FluxApproximation(self, continuation, precision)
 
     @cached_property
     def _ids(self) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,20 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("recipe", ALGORITHMS, ids=lambda path: path.relative_to(RECIPES).with_suffix("").as_posix())
 def test_it_trains(recipe: Path, folder: Path, rewards: Path, prompts: Path, tmp_path: Path) -> None:
-    overrides = [
+    loaded = load_recipe(recipe, model="flux1_dev", rewards=str(rewards), overrides=small(folder, prompts))
+    summary = train(loaded, output=tmp_path / "run")
+    assert summary.finished
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert all(row["forwards"] == 2 * loaded.plan(iteration).num_forwards for iteration, row in enumerate(rows))
+    weights = [path.name for path in (tmp_path / "run" / "weights").iterdir()]
+    assert weights == (["transformer"] if loaded.model.lora is None else ["pytorch_lora_weights.safetensors"])
+
+
+def small(folder: Path, prompts: Path) -> list[str]:
+    """Overrides for a tiny pipeline."""
+    return [
         f"model.source={folder}",
         f"model.cache_dir={folder.parent / 'cache'}",
         "model.height=32",
@@ -69,12 +82,21 @@ def test_it_trains(recipe: Path, folder: Path, rewards: Path, prompts: Path, tmp
         "evaluation.num_steps=4",
         f"data.train={prompts}",
     ]
-    loaded = load_recipe(recipe, model="flux1_dev", rewards=str(rewards), overrides=overrides)
-    summary = train(loaded, output=tmp_path / "run")
-    assert summary.finished
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 2
-    assert all(row["grad_norm"] > 0 for row in rows)
-    assert all(row["forwards"] == 2 * loaded.plan(iteration).num_forwards for iteration, row in enumerate(rows))
-    weights = [path.name for path in (tmp_path / "run" / "weights").iterdir()]
-    assert weights == (["transformer"] if loaded.model.lora is None else ["pytorch_lora_weights.safetensors"])
+
+
+def test_it_trains_with_cheaper_continuations(folder: Path, rewards: Path, prompts: Path, tmp_path: Path) -> None:
+    """The rollout's decisions stay exact: the importance ratio starts as close to 1 as without."""
+    cheaper = ["continuation.precision=fp8", "continuation.cache={every: 2, blocks: [0.3, 1.0]}", "rollout.max_batch=1"]
+    rows = {}
+    for name, extra in (("exact", ["rollout.max_batch=1"]), ("cheap", cheaper)):
+        overrides = [*small(folder, prompts), "grid.num_steps=6", "run.iterations=1", *extra]
+        loaded = load_recipe("g2rpo_wo_mgai", model="flux1_dev", rewards=str(rewards), overrides=overrides)
+        train(loaded, output=tmp_path / name)
+        (rows[name],) = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    cheap = rows["cheap"]
+    counts = loaded.plan().forwards
+    assert [cheap[f"forwards/{kind}"] for kind in counts._fields] == [2 * count for count in counts]
+    assert counts.cached
+    assert cheap["peak_residual_bytes"] > 0
+    assert cheap["self_check"] == rows["exact"]["self_check"]
+    assert cheap["reward"] != rows["exact"]["reward"]
