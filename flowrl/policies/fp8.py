@@ -12,7 +12,7 @@ numbers are multiplied in the layer's own precision, which costs time and shows 
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -130,10 +130,19 @@ def quantised_layers(block: nn.Module) -> dict[str, nn.Module]:
 def quantised_copy(transformer: nn.Module, blocks: list[nn.Module], dtype: torch.dtype) -> nn.Module:
     """A second module object: all parameters and buffers are those of ``transformer``, but the linear layers of
     ``blocks`` are :class:`Fp8Linear`. One byte for each of their weights is all the memory that it takes."""
-    shared = {id(tensor): tensor for tensor in [*transformer.parameters(), *transformer.buffers()]}
-    layers = {id(layer): Fp8Linear(layer, dtype) for block in blocks for layer in quantised_layers(block).values()}
-    memo: dict[int, Any] = {**shared, **layers}
-    return copy.deepcopy(transformer, memo)
+    layers = [layer for block in blocks for layer in quantised_layers(block).values()]
+    return _twin(transformer, {layer: Fp8Linear(layer, dtype) for layer in layers})
+
+
+def _twin(module: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """The module's own class over the module's own tensors; of what was put around its ``forward`` nothing is left."""
+    if module in replaced:
+        return replaced[module]
+    twin = module.__class__.__new__(module.__class__)
+    wrapped = {"forward", "_original_forward", "_compiled_call_impl"}
+    twin.__dict__ = {name: value for name, value in module.__dict__.items() if name not in wrapped}
+    twin.__dict__["_modules"] = {name: child and _twin(child, replaced) for name, child in module._modules.items()}
+    return twin
 
 
 def refresh(module: nn.Module) -> None:

@@ -81,6 +81,7 @@ def test_a_copy_shares_all_but_its_quantised_layers() -> None:
     weights = 2 * 16 * 16 + 24 * 16
     assert extra == weights + (4 + 2) * (16 + 16 + 24), "a byte a weight, a scale and a bias a channel"
     assert type(model[1].attn["to_q"]) is nn.Linear
+    assert type(model[1]) is type(twin[1])
     x = torch.randn(4, 16)
     before = twin(x)
     assert 0 < (before - model(x)).norm() / model(x).norm() < 0.1
@@ -90,6 +91,15 @@ def test_a_copy_shares_all_but_its_quantised_layers() -> None:
     fp8.refresh(twin)
     assert 0 < (twin(x) - model(x)).norm() / model(x).norm() < 0.1
     assert not torch.allclose(twin(x), before, rtol=0.2)
+
+
+def test_what_was_put_around_a_forward_does_not_run_in_the_copy() -> None:
+    model = nn.Sequential(Block())
+    model[0].forward = lambda x: x * 0
+    twin = fp8.quantised_copy(model, [model[0]], torch.float32)
+    x = torch.ones(2, 16)
+    assert model(x).eq(0).all()
+    assert not twin(x).eq(0).all()
 
 
 def test_adapters_are_merged_before_quantising() -> None:
