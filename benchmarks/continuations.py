@@ -135,7 +135,7 @@ def rank(arguments: argparse.Namespace) -> None:
     for words in arguments.cheaper or CHEAPER:
         continuation = continuation_of(words)
         _, streams = _score(recipe, policy, scorers, continuation)
-        share = continuation.cache.blocks[1] - continuation.cache.blocks[0] if continuation.cache else 0.0
+        share = continuation.cache.share if continuation.cache else 0.0
         counts = recipe.model_copy(update={"continuation": continuation}).plan().forwards
         candidates[words] = Scored(streams, sum(counts) - share * counts.cached)
         print(f"{words}: scored", file=sys.stderr, flush=True)

@@ -56,6 +56,11 @@ class Cache(BaseModel):
             raise ValueError(f"blocks must be two rising fractions of the depth between 0 and 1, got [{first}, {last}]")
         return self
 
+    @property
+    def share(self) -> float:
+        """The share of a forward that a step which reuses does without; all blocks of a transformer cost the same."""
+        return self.blocks[1] - self.blocks[0]
+
     def span(self, depth: int) -> tuple[int, int]:
         """The blocks that are reused, of ``depth`` in all: the first, and one past the last.
 
