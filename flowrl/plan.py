@@ -71,8 +71,8 @@ class Plan:
     approximate: bool = False
     """Whether continuation nodes are left to the policy's approximation."""
     reuse_every: int | None = None
-    """Of every so many steps of a continuation the first runs in full and the others reuse its residual; None: all run
-    in full."""
+    """Of every so many steps of a continuation one runs in full and the others reuse its residual
+    (:attr:`residual_of`); None: all run in full."""
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -182,12 +182,20 @@ class Plan:
     @cached_property
     def residual_of(self) -> tuple[int, ...]:
         """[N] the node whose residual a node reuses, the nearest above it that runs in full; -1 where it runs in full
-        itself. Siblings share their parent's."""
+        itself. Siblings share their parent's.
+
+        Counted from the end, of every ``reuse_every`` steps the first runs in full, and so the last step of a path
+        always does, which moves furthest; the first step of a continuation does too.
+        """
         every = self.reuse_every if self.approximate else None
         source: list[int] = []
         for node, parent in enumerate(self.parent):
-            reuses = every is not None and self.continuation_step[node] > 0 and self.continuation_step[node] % every
-            source.append(-1 if not reuses else parent if source[parent] < 0 else source[parent])
+            step = self.continuation_step[node]
+            reuses = every is not None and step > 0 and self.height[node] % every != 1
+            nearest = -1 if not reuses else parent if source[parent] < 0 else source[parent]
+            if nearest >= 0 and every is not None and step - self.continuation_step[nearest] >= every:
+                nearest = -1  # a branch that is longer than this one has let it miss its turn
+            source.append(nearest)
         return tuple(source)
 
     @cached_property

@@ -114,7 +114,7 @@ def test_a_residual_is_the_one_of_the_last_full_step_above(every):
 def test_residuals_are_freed_and_counted():
     plan, rollout, _, _ = roll("g2rpo", approximate=True, every=2, num_prompts=4, max_batch=4)
     total = 4 * len(plan.residual_uses)
-    assert 0 < rollout.peak_residuals < total / 2, "those of one arm of each prompt, about"
+    assert 0 < rollout.peak_residuals <= total / 2, "those of one arm of each prompt, about"
     assert rollout.peak_residual_bytes == rollout.peak_residuals * 2 * 8
     assert roll("g2rpo", approximate=True)[1].peak_residuals == 0
 

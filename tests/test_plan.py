@@ -144,8 +144,12 @@ def test_continuation_nodes_of_a_small_forest():
     assert len(steps) == 2 * 3 + 2 * 2
     assert sorted(steps[n] for n in below_first) == [0, 0, 1, 1, 2, 2]
     assert with_approximation(plan).forwards == (2, 10, 0)
-    assert with_approximation(plan, 2).forwards == (2, 6, 4)
-    assert with_approximation(plan, 3).forwards == (2, 4, 6)
+    assert with_approximation(plan, 2).forwards == (2, 8, 2), "the first and the last step of a path run in full"
+    longer = compile_plan(Grid(8), [Arm({0: 2})], Strided().paths)  # continuations of 7 steps
+    by_step = {longer.continuation_step[n]: kind for n, kind in enumerate(with_approximation(longer, 2).kind)}
+    assert [by_step[step] for step in range(7)] == ["full", "cached"] * 3 + ["full"]
+    by_step = {longer.continuation_step[n]: kind for n, kind in enumerate(with_approximation(longer, 3).kind)}
+    assert [by_step[step] for step in range(7)] == ["full", "cached", "cached"] * 2 + ["full"]
     assert plan.forwards == (12, 0, 0)
 
 
@@ -175,6 +179,7 @@ def test_residuals_come_from_the_nearest_full_forward(plan, every, max_batch):
             assert source in set(plan.ancestry(plan.parent[node]))
             assert plan.kind[source] == "full"
             assert 0 < between < every
+            assert plan.height[node] > 1, "the last step of a path runs in full"
     assert sum(plan.forwards) == plan.num_forwards
     assert sum(plan.residual_uses.values()) == plan.forwards.cached
     batches = plan.ready_order(max_batch)

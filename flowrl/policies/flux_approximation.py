@@ -23,7 +23,7 @@ class FluxApproximation:
 
     A residual is [B, n, d] in the streams' dtype, n text and image tokens (image tokens alone where the last block is
     reused too): 15.6 MB a row for FLUX.1-dev at 720x720 in bf16. Quantised weights take a byte each, on top of the
-    policy's own: 8.7 GB for FLUX.1-dev.
+    policy's own: 8.6 GB for FLUX.1-dev.
     """
 
     def __init__(self, policy: FluxPolicy, continuation: Continuation, precision: Literal["fp32", "bf16"]) -> None:
