@@ -233,8 +233,7 @@ class _Run:
         if kind == "exact" or self.approximation is None:
             return self.policy.velocity(x, sigma, cond)
         if kind == "cached":
-            residual = self.residuals.take([(p, self.plan.residual_of[n]) for p, n in batch])
-            return self.approximation.velocity_by(x, sigma, cond, residual)
+            return self.approximation.velocity_by(x, sigma, cond, self._residual(batch))
         uses = self.plan.residual_uses
         v, kept = self.approximation.velocity(x, sigma, cond, keep=any(n in uses for _, n in batch))
         if kept is not None:
@@ -242,6 +241,23 @@ class _Run:
                 if site[1] in uses:
                     self.residuals.put(site, residual, uses[site[1]])
         return v
+
+    def _residual(self, batch: list[tuple[int, int]]) -> Tensor:
+        """What each site reuses: the residual of its last full step p or, with q the one before, at its own sigma
+
+        r = r_p + (sigma - sigma_p) / (sigma_p - sigma_q) (r_p - r_q)
+        """
+        sources = [[(p, source) for source in self.plan.residuals_of[n]] for p, n in batch]
+        residual = self.residuals.take([latest for latest, *_ in sources])
+        rows = [row for row, of_row in enumerate(sources) if len(of_row) == 2]
+        if rows:
+            levels = [[self.plan.sigma[n] for n in (batch[row][1], *(s for _, s in sources[row]))] for row in rows]
+            weights = [(own - latest) / (latest - before) for own, latest, before in levels]
+            weight = torch.tensor(weights, device=residual.device, dtype=residual.dtype)
+            latest = residual[rows]
+            before = self.residuals.take([sources[row][1] for row in rows])
+            residual[rows] = latest + per_row(weight, latest) * (latest - before)
+        return residual
 
     def _edges(self, batch: list[tuple[int, int]], wanted: Callable[[int], bool]) -> list[tuple[int, tuple[int, int]]]:
         """(row of the parent, child site) of the batch's edges that are wanted."""

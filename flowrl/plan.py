@@ -72,7 +72,9 @@ class Plan:
     """Whether continuation nodes are left to the policy's approximation."""
     reuse_every: int | None = None
     """Of every so many steps of a continuation one runs in full and the others reuse its residual
-    (:attr:`residual_of`); None: all run in full."""
+    (:attr:`residuals_of`); None: all run in full."""
+    extrapolate: bool = False
+    """Whether a reused residual is extrapolated from two in place of one."""
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -180,35 +182,39 @@ class Plan:
         return tuple(steps)
 
     @cached_property
-    def residual_of(self) -> tuple[int, ...]:
-        """[N] the node whose residual a node reuses, the nearest above it that runs in full; -1 where it runs in full
-        itself. Siblings share their parent's.
+    def residuals_of(self) -> tuple[tuple[int, ...], ...]:
+        """[N] the nodes whose residuals a node reuses: the nearest above it that runs in full and, where they are
+        extrapolated and there is one, the nearest above that; none where it runs in full itself.
 
         Counted from the end, of every ``reuse_every`` steps the first runs in full, and so the last step of a path
-        always does, which moves furthest; the first step of a continuation does too.
+        always does, which moves furthest; the first step of a continuation does too. Siblings share what they reuse.
         """
         every = self.reuse_every if self.approximate else None
-        source: list[int] = []
+        steps = self.continuation_step
+        in_full: list[
+            tuple[int, ...]
+        ] = []  # per node: the full continuation nodes up to it, itself included, latest two
+        found: list[tuple[int, ...]] = []
         for node, parent in enumerate(self.parent):
-            step = self.continuation_step[node]
-            reuses = every is not None and step > 0 and self.height[node] % every != 1
-            nearest = -1 if not reuses else parent if source[parent] < 0 else source[parent]
-            if nearest >= 0 and every is not None and step - self.continuation_step[nearest] >= every:
-                nearest = -1  # a branch that is longer than this one has let it miss its turn
-            source.append(nearest)
-        return tuple(source)
+            above = in_full[parent] if parent >= 0 else ()
+            reuses = every is not None and steps[node] > 0 and self.height[node] % every != 1
+            # a branch that is longer than this one may have let it miss its turn
+            reuses = reuses and steps[node] - steps[above[0]] < (every or 0)
+            found.append(above[: 1 + self.extrapolate] if reuses else ())
+            in_full.append(above if reuses or steps[node] < 0 else (node, *above)[:2])
+        return tuple(found)
 
     @cached_property
     def residual_uses(self) -> dict[int, int]:
         """How many nodes reuse a node's residual; nodes whose residual nobody reuses are absent."""
-        return dict(Counter(node for node in self.residual_of if node >= 0))
+        return dict(Counter(node for nodes in self.residuals_of for node in nodes))
 
     @cached_property
     def kind(self) -> tuple[Kind, ...]:
         """[N] how a node's forward runs; leaves, which have none, count as exact."""
         return tuple(
-            "exact" if not self.approximate or step < 0 else "full" if source < 0 else "cached"
-            for step, source in zip(self.continuation_step, self.residual_of, strict=True)
+            "exact" if not self.approximate or step < 0 else "cached" if reused else "full"
+            for step, reused in zip(self.continuation_step, self.residuals_of, strict=True)
         )
 
     @cached_property
@@ -346,12 +352,13 @@ def compile_plan(
     *,
     approximate: bool = False,
     reuse_every: int | None = None,
+    extrapolate: bool = False,
 ) -> Plan:
     """Grow every arm from shared roots, then every continuation from its tips.
 
-    ``paths(grid, start)`` is a continuation's: one path per stream from ``grid.sigma[start]`` to 0. ``approximate`` and
-    ``reuse_every`` are the plan's own fields. Raises ValueError where an arm does not fit the grid or a path does not
-    lead from its start down to 0.
+    ``paths(grid, start)`` is a continuation's: one path per stream from ``grid.sigma[start]`` to 0. ``approximate``,
+    ``reuse_every`` and ``extrapolate`` are the plan's own fields. Raises ValueError where an arm does not fit the grid
+    or a path does not lead from its start down to 0.
     """
     if not arms:
         raise ValueError("a plan needs at least one arm")
@@ -378,6 +385,7 @@ def compile_plan(
         readings=tuple(readings),
         approximate=approximate,
         reuse_every=reuse_every,
+        extrapolate=extrapolate,
     )
 
 

@@ -40,8 +40,8 @@ class Schedule(Variant, package="flowrl.schedules"):
 
 
 class Cache(BaseModel):
-    """Of every ``every`` steps of a continuation the first runs in full; the others run the blocks outside ``blocks``
-    alone and add the residual (output minus input) that those inside had there. See docs/continuations.md."""
+    """Of every ``every`` steps of a continuation one runs in full; the others run the blocks outside ``blocks`` alone
+    and add the residual (output minus input) that those inside had there. See docs/continuations.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -55,6 +55,10 @@ class Cache(BaseModel):
         if not 0 <= first < last <= 1:
             raise ValueError(f"blocks must be two rising fractions of the depth between 0 and 1, got [{first}, {last}]")
         return self
+
+    order: Literal[0, 1] = 0
+    """Of the extrapolation in the noise level: the last full step's residual as it was, or the line through the last
+    two, where there are two."""
 
     @property
     def share(self) -> float:

@@ -237,12 +237,14 @@ class Recipe(Section):
         """The plan of an iteration; raises UserError where schedule, grid, group, peers and updates do not fit."""
         arms = self.arms(iteration)
         with self._explained("continuation", iteration):
+            cache = self.continuation.cache
             plan = compile_plan(
                 Grid(self.grid.num_steps, self.grid.shift),
                 arms,
                 self.continuation.paths,
                 approximate=bool(self.continuation.wanted),
-                reuse_every=None if self.continuation.cache is None else self.continuation.cache.every,
+                reuse_every=None if cache is None else cache.every,
+                extrapolate=cache is not None and cache.order == 1,
             )
         with self._explained("advantage", iteration):
             plan.peers(self.advantage.peers)

@@ -51,10 +51,11 @@ class Rounded:
         return (self.policy.velocity(x, sigma, cond) * 100).round() / 100
 
 
-def roll(name, *, approximate, every=None, max_batch=7, num_prompts=3):
+def roll(name, *, approximate, every=None, extrapolate=False, max_batch=7, num_prompts=3):
     schedule, continuation = PLANS[name]
     arms = schedule.arms(num_steps=8, group=4, iteration=2, iterations=6, seed=0)
-    plan = compile_plan(Grid(8, 3.0), arms, continuation.paths, approximate=approximate, reuse_every=every)
+    cheap = {"approximate": approximate, "reuse_every": every, "extrapolate": extrapolate}
+    plan = compile_plan(Grid(8, 3.0), arms, continuation.paths, **cheap)
     policy, leaves = TinyPolicy(), {}
     cheaper = Rounded(policy)
 
@@ -105,9 +106,29 @@ def test_counts_are_the_plans_and_packing_does_not_matter(name, every):
 
 
 @pytest.mark.parametrize("every", [2, 3])
+def test_extrapolated_residuals_lie_on_the_line_through_two(every):
+    """The residual of :class:`Rounded` names its noise level: on the line, the level where it is reused."""
+    plan, rollout, _, cheaper = roll("dance", approximate=True, every=every, extrapolate=True)
+    assert not cheaper.cached, "its continuations are of one step"
+    plan, rollout, leaves, cheaper = roll("g2rpo", approximate=True, every=every, extrapolate=True)
+    twice = {plan.sigma[n] for n, sources in enumerate(plan.residuals_of) if len(sources) == 2}
+    at_start = {(plan.sigma[n], plan.sigma[s[0]]) for n, s in enumerate(plan.residuals_of) if len(s) == 1}
+    assert twice
+    for sigma, found in cheaper.cached:
+        assert (sigma, found) in at_start or found == pytest.approx(sigma)
+    for max_batch in (1, 10**6):
+        _, _, other, _ = roll("g2rpo", approximate=True, every=every, extrapolate=True, max_batch=max_batch)
+        torch.testing.assert_close(other, leaves, rtol=0, atol=1e-10)
+    held_of_one = roll("g2rpo", approximate=True, every=every)[1].peak_residuals
+    assert held_of_one < rollout.peak_residuals <= 2 * held_of_one
+
+
+@pytest.mark.parametrize("every", [2, 3])
 def test_a_residual_is_the_one_of_the_last_full_step_above(every):
     plan, _, _, cheaper = roll("g2rpo", approximate=True, every=every)
-    expected = sorted((plan.sigma[n], plan.sigma[source]) for n, source in enumerate(plan.residual_of) if source >= 0)
+    expected = sorted(
+        (plan.sigma[n], plan.sigma[source]) for n, sources in enumerate(plan.residuals_of) for source in sources
+    )
     assert sorted(cheaper.cached) == sorted(expected * 3)
 
 
@@ -146,6 +167,7 @@ def test_recipes_ask_the_model_before_anything_is_loaded():
         ("continuation.precison=fp8", r"did you mean 'precision'\?"),
         ("continuation.cache={evry: 2}", r"continuation\.cache\.evry: unknown key; did you mean 'every'\?"),
         ("continuation.cache={every: 1}", r"continuation\.cache\.every: must be greater than or equal to 2"),
+        ("continuation.cache={order: 2}", r"continuation\.cache\.order: must be 0 or 1, got 2"),
         ("continuation.cache={blocks: [0.5, 0.5]}", r"rising fractions"),
         ("continuation.cache={blocks: [0.50, 0.51]}", r"names no block of a model with 8 blocks"),
     ],

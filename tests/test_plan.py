@@ -133,8 +133,8 @@ def test_ready_order_runs_every_internal_node_once_after_its_parent(plan, max_ba
         assert len(plan.ready_order(max_batch)) == len(plan.waves)
 
 
-def with_approximation(plan, every=None) -> Plan:
-    return replace(plan, approximate=True, reuse_every=every)
+def with_approximation(plan, every=None, *, extrapolate=False) -> Plan:
+    return replace(plan, approximate=True, reuse_every=every, extrapolate=extrapolate)
 
 
 def test_continuation_nodes_of_a_small_forest():
@@ -169,19 +169,18 @@ def test_what_enters_a_log_prob_is_never_approximated(plan):
 
 
 @settings(max_examples=60, deadline=None)
-@given(plans(), st.sampled_from([None, 2, 3]), st.integers(1, 9))
-def test_residuals_come_from_the_nearest_full_forward(plan, every, max_batch):
-    plan = with_approximation(plan, every)
-    for node, source in enumerate(plan.residual_of):
-        assert (source >= 0) == (plan.kind[node] == "cached")
-        if source >= 0:
-            between = plan.continuation_step[node] - plan.continuation_step[source]
-            assert source in set(plan.ancestry(plan.parent[node]))
-            assert plan.kind[source] == "full"
-            assert 0 < between < every
+@given(plans(), st.sampled_from([None, 2, 3]), st.booleans(), st.integers(1, 9))
+def test_residuals_come_from_the_nearest_full_forwards(plan, every, extrapolate, max_batch):
+    plan = with_approximation(plan, every, extrapolate=extrapolate)
+    for node, sources in enumerate(plan.residuals_of):
+        assert bool(sources) == (plan.kind[node] == "cached")
+        if sources:
+            in_full = [n for n in plan.ancestry(plan.parent[node]) if plan.kind[n] == "full"]
+            assert list(sources) == in_full[: 1 + extrapolate]
+            assert 0 < plan.continuation_step[node] - plan.continuation_step[sources[0]] < every
             assert plan.height[node] > 1, "the last step of a path runs in full"
     assert sum(plan.forwards) == plan.num_forwards
-    assert sum(plan.residual_uses.values()) == plan.forwards.cached
+    assert sum(plan.residual_uses.values()) == sum(map(len, plan.residuals_of)) >= plan.forwards.cached
     batches = plan.ready_order(max_batch)
     assert all(len({plan.kind[n] for n in batch}) == 1 for batch in batches)
     assert sorted(n for batch in batches for n in batch) == [n for n, children in enumerate(plan.children) if children]
