@@ -1,4 +1,4 @@
-"""What is Stable Diffusion 3's own: classifier-free guidance, in the rollout and in the gradient; its scheduler's grid."""
+"""What is Stable Diffusion 3's own: classifier-free guidance, in rollout and gradient, and its scheduler's grid."""
 
 from __future__ import annotations
 
