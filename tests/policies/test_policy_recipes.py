@@ -20,6 +20,12 @@ MODELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of such a run's time is the drawing of its curves."""
+    monkeypatch.setattr("flowrl.run.curves", lambda *args: None)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("recipe", ALGORITHMS, ids=lambda path: path.relative_to(RECIPES).with_suffix("").as_posix())
 def test_it_trains(recipe: Path, model: str, folders: dict[str, Path], tmp_path: Path) -> None:
