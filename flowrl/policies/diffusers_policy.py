@@ -23,7 +23,6 @@ from flowrl.policies.prompt_encoder import PromptEncoder
 from flowrl.policies.quiet import quietly
 from flowrl.policies.shape import Configs, PipelineShape, read_configs
 from flowrl.protocols import PolicyConfig
-from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
 
 if TYPE_CHECKING:
@@ -200,9 +199,9 @@ class DiffusersPolicy(ABC):
         self.set_pipeline_steps(scheduler, num_steps)
         return tuple(scheduler.sigmas.tolist())
 
+    @abstractmethod
     def set_pipeline_steps(self, scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int) -> None:
         """As the pipeline sets its scheduler."""
-        scheduler.set_timesteps(sigmas=list(Grid(num_steps).u[:-1]))
 
     # ---- reference
 

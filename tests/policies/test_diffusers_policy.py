@@ -88,6 +88,29 @@ def test_velocity_keeps_the_dtype_of_the_state_under_autocast(kind: Kind, lora: 
             assert policy.velocity(x, sigma, cond).dtype == torch.float32  # a bf16 base without autocast
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_gpu_computes_what_the_cpu_does(kind: Kind, lora: Any) -> None:
+    """Embeddings, velocity, its gradient and images; in bf16 the velocity to its precision."""
+    on_cpu, on_gpu = kind.load(lora=lora), kind.config(lora=lora).load(torch.device("cuda"))
+    on_gpu.transformer.load_state_dict(on_cpu.transformer.state_dict())
+    x, sigma, cond = latents(on_cpu), torch.tensor([1.0, 0.5, 0.03]), on_cpu.encode(PROMPTS)
+    expected = on_cpu.velocity(x, sigma, cond)
+    expected.square().mean().backward()
+    gradient = torch.cat([p.grad.flatten() for p in on_cpu.module.parameters() if p.requires_grad])
+    for precision in (torch.bfloat16, torch.float32):
+        on_gpu.module.zero_grad()
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            found = on_gpu.velocity(x.cuda(), sigma.cuda(), on_gpu.encode(PROMPTS))
+            found.square().mean().backward()
+        there = torch.cat([p.grad.cpu().flatten() for p in on_gpu.module.parameters() if p.requires_grad])
+        assert found.dtype == torch.float32
+        assert there.isfinite().all()
+        assert (found.cpu() - expected).norm() < (0.05 if precision == torch.bfloat16 else 0.01) * expected.norm()
+    assert (there - gradient).norm() < 0.02 * gradient.norm()
+    torch.testing.assert_close(on_gpu.decode(x.cuda()).cpu(), on_cpu.decode(x), rtol=1e-2, atol=1e-2)
+
+
 # ---- reference
 
 

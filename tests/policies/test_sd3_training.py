@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from runs import final_parameters
 from flowrl.errors import UserError
 from flowrl.recipe import Recipe, load_recipe
 from flowrl.run import train
-from flowrl.sampling import image_seed, sample
+from flowrl.sampling import Sampler, Source, drawing, find_source, image_seed, sample
+from flowrl.types import Prompt
 
 
 @pytest.fixture
@@ -58,6 +60,18 @@ def test_it_trains_resumes_and_draws_with_what_it_saved(
     drawn = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "images").glob("*.png"))])
     assert drawn.shape == (3, SIZE, SIZE, 3)
     assert abs(drawn - expected).max() < 1.5
+
+    source = find_source(str(tmp_path / "whole"))
+    tuned, hybrid, none = (_draw(source, steps) for steps in (None, 1, 0))
+    assert torch.equal(none, _draw(replace(source, weights=None), None))
+    assert not torch.equal(tuned, hybrid)
+    assert not torch.equal(hybrid, none)
+
+
+def _draw(source: Source, hybrid_steps: int | None) -> torch.Tensor:
+    """By the run's weights up to a step, then by the untrained model's."""
+    how = drawing(source, num_steps=3, hybrid_steps=hybrid_steps)
+    return Sampler(source, how, torch.device("cpu")).draw([Prompt(TEXTS[0], 0)])
 
 
 def test_missing_weights_name_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
