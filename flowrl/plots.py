@@ -38,6 +38,7 @@ def canvas(width: float, height: float, *paths: Path) -> Iterator[Figure]:
         undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
         with atomic.replacing(path) as temporary:
             figure.savefig(temporary, metadata=undated)
+        figure.set_layout_engine("none")  # the first has arranged it; the others are arranged alike
 
 
 def plain_axes(axes: Axes, points: float) -> None:

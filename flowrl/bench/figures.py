@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,7 +106,11 @@ def _panel(axes: Axes, panel: Panel, looks: dict[str, Style], characters: int) -
 
 def positive(line: Line) -> Line:
     """``line`` without the points that a logarithmic axis does not have."""
-    kept = [i for i, x in enumerate(line.x) if x > 0]
+    return picked(line, [i for i, x in enumerate(line.x) if x > 0])
+
+
+def picked(line: Line, kept: Sequence[int]) -> Line:
+    """``line`` with these of its points."""
     values = {"x": line.x, "mean": line.mean, "low": line.low, "high": line.high}
     return line.model_copy(update={name: tuple(of[i] for i in kept if of) for name, of in values.items()})
 

@@ -90,7 +90,7 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
 
 def _text(block: Text) -> Iterator[str]:
     for paragraph in block.paragraphs:
-        yield from (paragraph.replace("<", "&lt;").strip(), "")
+        yield from (one_line(paragraph).replace("<", "&lt;"), "")
     if block.claims:
         yield from lines_of_table(["claim", "source", "measured", "reproduced"], [*map(_claim, block.claims)], left=4)
         yield ""

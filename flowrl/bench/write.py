@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flowrl import atomic
 from flowrl.bench.figures import draw
-from flowrl.bench.files import check
+from flowrl.bench.files import check, load_reports
 from flowrl.bench.latex import latex
 from flowrl.bench.markdown import markdown
+from flowrl.bench.page import write_page
 from flowrl.bench.report import Figure, Report, Table
 from flowrl.bench.tidy import tidy
+from flowrl.errors import UserError
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -33,3 +36,16 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     written.append(folder / f"{report.name}.md")
     atomic.write_text(written[-1], markdown(report))
     return written
+
+
+def rebuild(folder: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Write all files and the page, last, from the reports in ``folder``; what is left out, ``say`` tells.
+
+    Raises UserError where a report cannot be read, before anything is written, or where the folder cannot be written.
+    """
+    reports = load_reports(folder)
+    try:
+        written = [path for report in reports for path in write_report(report, folder)]
+        return [*written, write_page(folder, say)]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
