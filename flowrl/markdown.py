@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 WIDEST = 44
 """A column is padded no wider: one long cell does not push the others out of sight."""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Iterator[str]:
-    """The lines of a table, the first ``left`` columns aligned to the left and the others to the right.
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Container[int] = (0,)) -> Iterator[str]:
+    """The lines of a table, the columns in ``left`` aligned to the left and the others to the right.
 
     Cells are Markdown: text from elsewhere goes through :func:`flowrl.escape.markdown` first.
 
@@ -20,10 +20,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) 
     | gold   |  0.5 |
     """
     widths = [min(WIDEST, max(3, *(_width(line[i]) for line in (head, *rows)))) for i in range(len(head))]
-    yield _line([_padded(cell, width, i < left) for i, (cell, width) in enumerate(zip(head, widths, strict=True))])
-    yield _line(["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
+    yield _line([_padded(cell, width, i in left) for i, (cell, width) in enumerate(zip(head, widths, strict=True))])
+    yield _line(["-" * width if i in left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
     for row in rows:
-        yield _line([_padded(cell, width, i < left) for i, (cell, width) in enumerate(zip(row, widths, strict=True))])
+        yield _line([_padded(cell, width, i in left) for i, (cell, width) in enumerate(zip(row, widths, strict=True))])
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = "#1f2328", "#59636e", "#d0d7de"
-COLOURS = ("#0072b2", "#d55e00", "#008060", "#a3278f", "#8a6d00", "#2b95d6", "#1f2328")
+COLOURS = ("#0072b2", "#d55e00", "#0b5d3b", "#9a2a78", "#665200", "#1c98e5", "#1f2328")
 """Lines in their order. Any two are told apart by the colour-blind, and each stands out from white by 3 to 1."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Of the same lines, for those who see no colours at all."""

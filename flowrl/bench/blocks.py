@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from flowrl.bench.charts import charts
@@ -45,56 +46,53 @@ def _caption(text: str) -> Html | None:
 
 def _table(table: Table, report: Report, links: RunLinks) -> Html:
     found = sheet(table)
-    head = el("tr", el("th", "", scope="col", class_="corner"), [_heading(column) for column in table.columns])
-    bodies = [_body(group, lines, table, report, links) for group, lines in found.groups]
+    head = el("tr", el("th", "", scope="col", class_="corner"), [*map(_heading, table.columns, found.textual)])
+    bodies = []
+    for group, lines in found.groups:
+        word = el("span", said(group or ""))
+        heading = el("tr", el("th", word, colspan=1 + len(table.columns), scope="rowgroup"), class_="group")
+        rows = [
+            _row(line, found.textual, partial(links.link, report=report, use=(table.title, line.title)))
+            for line in lines
+        ]
+        bodies.append(el("tbody", heading if group else None, rows))
+    leads = any(entry.runs for entry in found.entries)
+    marks = [found.legend("Bold", "underlined"), "Headings sort" + ("; a number leads to its runs." if leads else ".")]
     inner = el("table", el("thead", head), bodies, class_="numbers sortable")
     return join(
         _caption(table.caption),
         el("div", inner, class_="scroll", tabindex=0, role="region", aria_label=titled(report, table.title)),
-        el("p", found.legend("Bold", "underlined"), " Headings sort; a number leads to its runs.", class_="marks"),
+        el("p", " ".join(filter(None, marks)), class_="marks"),
         _notes(found),
     )
 
 
-def _heading(column: Column) -> Html:
+def _heading(column: Column, textual: bool) -> Html:
     unit = el("span", f" ({column.unit})", class_="unit") if column.unit else None
-    arrow = (
-        el("span", f" {ARROWS[column.better]}", title=f"{column.better} is better", class_="arrow")
-        if column.better
-        else None
-    )
+    better = column.better
+    arrow = better and el("span", f" {ARROWS[better]}", title=f"{better} is better", class_="arrow")
     label = el("span", said(column.title), unit, arrow)
-    return el("th", label, scope="col", data_better=column.better or "higher")
+    return el("th", label, scope="col", data_better=better or "higher", class_="text" if textual else None)
 
 
-def _body(group: str | None, lines: tuple[Line, ...], table: Table, report: Report, links: RunLinks) -> Html:
-    across = 1 + len(table.columns)
-    heading = (
-        None
-        if group is None
-        else el("tr", el("th", el("span", said(group)), colspan=across, scope="rowgroup"), class_="group")
-    )
-    return el("tbody", heading, [_row(line, table, report, links) for line in lines])
-
-
-def _row(line: Line, table: Table, report: Report, links: RunLinks) -> Html:
+def _row(line: Line, textual: Sequence[bool], link: Callable[[Child, Sequence[str]], Html]) -> Html:
     failed = el("span", " failed", class_="reason") if line.failed else None
-    cells = [_cell(entry, table, report, links, line.title) for entry in line.entries]
+    cells = [_cell(entry, of_words, link) for entry, of_words in zip(line.entries, textual, strict=True)]
     return el("tr", el("th", said(line.title), failed, scope="row"), cells)
 
 
-def _cell(entry: Entry, table: Table, report: Report, links: RunLinks, row: str) -> Html:
+def _cell(entry: Entry, of_words: bool, link: Callable[[Child, Sequence[str]], Html]) -> Html:
     is_number = entry.value is not None
     shown = el("span", entry.text if is_number else said(entry.text), class_=f"value {entry.rank or ''}".strip())
     word = el("span", f" ({entry.rank})", class_="unseen") if entry.rank else None
     return el(
         "td",
-        links.link([shown, word], entry.runs, report, (table.title, row)),
+        link([shown, word], entry.runs),
         el("sup", entry.note) if entry.note else None,
         el("span", entry.interval, class_="interval") if entry.interval else None,
         el("span", f"paper {entry.paper}", class_="paper") if entry.paper else None,
         data_value=repr(entry.value) if is_number else None,
-        class_=None if is_number else "words",
+        class_=None if is_number else "text" if of_words else "words",
     )
 
 
@@ -111,9 +109,8 @@ def _figure(figure: Figure, report: Report, links: RunLinks, name: str) -> Html:
     rows = [_end(panel, line, figure, report, links) for panel in figure.panels for line in panel.lines if line.x]
     head = [el("th", word, scope="col") for word in ("panel", "line", "last x", "last value", "95 % interval")]
     table = el("table", el("thead", el("tr", head)), el("tbody", rows), class_="all")
-    values = el(
-        "details", el("summary", "Where the lines end, and their runs"), el("div", table, class_="scroll", tabindex=0)
-    )
+    box = el("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"Values of {figure.title}")
+    values = el("details", el("summary", "Where the lines end, and their runs"), box)
     return el(
         "figure",
         charts(figure, f"{name}--description"),

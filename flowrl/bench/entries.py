@@ -36,6 +36,8 @@ class Sheet(NamedTuple):
 
     groups: tuple[tuple[str | None, tuple[Line, ...]], ...]
     notes: Mapping[str, str]
+    textual: tuple[bool, ...]
+    """Of each column: whether it holds no number; such columns are aligned to the left."""
 
     @property
     def lines(self) -> Iterator[Line]:
@@ -79,7 +81,9 @@ def sheet(table: Table) -> Sheet:
             for i, row in enumerate(rows)
         ]
         groups.append((group, tuple(lines)))
-    return Sheet(tuple(groups), {mark: text for text, mark in marks.items()})
+    lines = [line for _, of_group in groups for line in of_group]
+    textual = tuple(all(line.entries[i].value is None for line in lines) for i in range(len(table.columns)))
+    return Sheet(tuple(groups), {mark: text for text, mark in marks.items()}, textual)
 
 
 def number(value: float, column: Column) -> str:

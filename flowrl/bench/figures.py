@@ -36,7 +36,8 @@ def styles(figure: Figure) -> dict[str, Style]:
     """Line title -> how it is drawn, in the order in which titles appear."""
     titles = dict.fromkeys(line.title for panel in figure.panels for line in panel.lines)
     chosen = enumerate(titles)
-    return {title: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], i) for i, title in chosen}
+    shift = len(COLOURS)  # a colour that comes again has another symbol
+    return {title: Style(COLOURS[i % shift], MARKERS[(i + i // shift) % len(MARKERS)], i) for i, title in chosen}
 
 
 def draw(figure: Figure, stem: Path) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-LARGEST = 640
+LARGEST = 512
 """Pixels of the longer side; what is larger is made smaller."""
 PIXELATED = 160
 """A picture no larger than this is kept without loss, and its pixels are shown as squares."""

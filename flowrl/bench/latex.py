@@ -31,7 +31,7 @@ def latex(report: Report, table: Table) -> str:
         rf"\caption{{{_caption(report, table)}}}",
         rf"\label{{tab:{table.name}}}",
         r"\footnotesize",
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        rf"\begin{{tabular}}{{l{''.join('l' if textual else 'r' for textual in found.textual)}}}",
         r"\toprule",
         _line(["", *(escaped(heading(column)) for column in table.columns)]),
     ]

@@ -51,7 +51,8 @@ def table(block: Table) -> Iterator[str]:
     found = sheet(block)
     yield from _paragraph(block.caption)
     head = ["", *(escaped(heading(column)) for column in block.columns)]
-    yield from lines_of_table(head, list(_rows(found, len(block.columns))))
+    left = {0, *(i for i, textual in enumerate(found.textual, 1) if textual)}
+    yield from lines_of_table(head, list(_rows(found, len(block.columns))), left=left)
     yield ""
     yield from _paragraph(found.legend("Bold", "italic"), escape=False)
     yield from (f"- ({mark}) {escaped(note)}" for mark, note in found.notes.items())
@@ -92,7 +93,9 @@ def _text(block: Text) -> Iterator[str]:
     for paragraph in block.paragraphs:
         yield from (one_line(paragraph).replace("<", "&lt;"), "")
     if block.claims:
-        yield from lines_of_table(["claim", "source", "measured", "reproduced"], [*map(_claim, block.claims)], left=4)
+        yield from lines_of_table(
+            ["claim", "source", "measured", "reproduced"], [*map(_claim, block.claims)], left=range(4)
+        )
         yield ""
 
 
@@ -102,7 +105,7 @@ def _claim(claim: Claim) -> list[str]:
 
 def _runs(runs: Mapping[str, RunRecord]) -> Iterator[str]:
     head = ["run", "what", "recipe", "seed", "device", "time", "ended", "command"]
-    yield from lines_of_table(head, [_run(run) for run in runs.values()], left=len(head))
+    yield from lines_of_table(head, [_run(run) for run in runs.values()], left=range(len(head)))
 
 
 def _run(run: RunRecord) -> list[str]:

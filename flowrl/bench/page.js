@@ -35,7 +35,7 @@ function sorted(rows, column, order) {
   return [...rows].sort((one, other) => {
     const [[kindA, a], [kindB, b]] = [key(one), key(other)];
     if (kindA !== kindB) return kindA - kindB;
-    return sign * (kindA ? a.localeCompare(b) : a - b);
+    return sign * (kindA ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
   });
 }
 

@@ -13,7 +13,7 @@ FolderArgument = Annotated[
 
 
 def report(folder: FolderArgument) -> None:
-    """Rebuild tables, figures and the page from the reports' JSON alone."""
+    """Rebuild tables, figures and page from the JSON alone."""
     from flowrl.bench.write import rebuild
 
     written = rebuild(folder, say=lambda text: typer.echo(text, err=True))

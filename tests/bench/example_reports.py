@@ -230,6 +230,23 @@ def curves_report() -> Report:
     )
 
 
+def settings_report() -> Report:
+    """A table of words."""
+    columns = tuple(Column(key=key, title=key) for key in ("schedule", "continuation", "loss", "prompts"))
+    rows = []
+    for method, schedule in zip(LEARNED, ("all steps",) * 2 + ("window of 4",) * 2 + ("one step",) * 2, strict=True):
+        continuation = "strides 1, 2, 3 on the published grid" if method == "G2RPO" else "stride 1"
+        words = {"schedule": schedule, "continuation": continuation, "loss": "clip 1e-4"}
+        cells = {**{key: Cell(value=word) for key, word in words.items()}, "prompts": Cell(value=8.0)}
+        rows.append(Row(title=method, cells=cells))
+    columns = (*columns[:3], columns[3].model_copy(update={"digits": 0}))
+    table = Table(name="settings", title="Table 4: settings", columns=columns, rows=tuple(rows))
+    provenance_of = provenance("settings", "full")
+    return Report(
+        name="settings", title="Settings", model="shapes", budget="full", blocks=(table,), provenance=provenance_of
+    )
+
+
 def gallery_report(folder: Path) -> Report:
     """Its pictures are drawn into ``folder``/pictures."""
     prompts = (
@@ -327,4 +344,4 @@ def hostile_report(folder: Path) -> Report:
 
 
 def example_reports(folder: Path) -> list[Report]:
-    return [main_report(), curves_report(), gallery_report(folder)]
+    return [main_report(), curves_report(), gallery_report(folder), settings_report()]

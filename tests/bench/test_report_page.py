@@ -7,9 +7,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import PROGRAM, Browser, chromium
 from example_reports import HOSTILE, LEARNED, METHODS, example_reports, gallery_report, hostile_report, main_report
@@ -21,8 +22,9 @@ from flowrl.bench.page import page, write_page
 from flowrl.bench.write import rebuild, write_report
 from flowrl.cli import app
 from flowrl.escape import one_line
+from flowrl.plots import COLOURS
 
-NAMES = ("main", "curves", "gallery")
+NAMES = ("main", "curves", "gallery", "settings")
 
 
 class Elements(HTMLParser):
@@ -83,7 +85,7 @@ def test_everything_is_rebuilt_from_the_json_alone(copy: Path) -> None:
     assert "index.html" in output
     assert "kB" in output
     made = {path.name for path in copy.iterdir() if path.suffix != ".json" and path.is_file()}
-    of_blocks = {"main.csv", "main.tex", "curves-scatter.png", "curves-scatter.pdf"}
+    of_blocks = {"main.csv", "main.tex", "settings.csv", "settings.tex", "curves-scatter.png", "curves-scatter.pdf"}
     assert made == {"index.html", *(f"{name}.md" for name in NAMES), *of_blocks}
     assert {path: json.loads(path.read_bytes()) for path in before} == {p: json.loads(b) for p, b in before.items()}
     first = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
@@ -181,6 +183,15 @@ def test_pictures_and_figures_say_what_they_show(folder: Path) -> None:
     assert "Three panels of rising curves" in found.text
 
 
+def test_headings_skip_no_level_and_there_is_one_main_part(folder: Path) -> None:
+    found = Elements(page(example_reports(folder), folder))
+    levels = [int(tag[1]) for tag, _ in found.found if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert [len(found.all(tag)) for tag in ("h1", "main", "nav", "header", "footer")] == [1] * 5
+    assert all("tabindex" in a and a["aria-label"] for _, a in found.found if a.get("class") == "scroll")
+
+
 def test_claims_come_first_with_what_was_measured(folder: Path) -> None:
     text = Elements(page(example_reports(folder), folder)).text
     places = [
@@ -223,15 +234,44 @@ def test_large_pictures_are_made_smaller_and_small_ones_kept(tmp_path: Path) -> 
     assert (small.width, small.height) == (64, 64)
 
 
-def luminance(colour: str) -> float:
+def linear(colour: str) -> np.ndarray:
     shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    red, green, blue = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares])
+
+
+def luminance(colour: str) -> float:
+    return float(XYZ[1] @ linear(colour))
 
 
 def contrast(one: str, other: str) -> float:
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+SEEN = {
+    "all cones": np.eye(3),
+    "no long": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "no medium": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "no short": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+"""Linear RGB as the colour-blind see it (Machado, Oliveira and Fernandes 2009, severity 1)."""
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def distance(seen: np.ndarray, one: str, other: str) -> float:
+    """CIE 1976 difference of two colours; 2 is just noticeable side by side."""
+    places = []
+    for colour in (one, other):
+        x, y, z = XYZ @ np.clip(seen @ linear(colour), 0, 1) / (0.9505, 1, 1.089)
+        x, y, z = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+        places.append(np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)]))
+    return float(np.linalg.norm(places[0] - places[1]))
 
 
 def test_colours_stand_out_in_every_scheme() -> None:
@@ -240,15 +280,16 @@ def test_colours_stand_out_in_every_scheme() -> None:
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})\b", part)) for part in re.findall(r":root \{(.*?)\}", style, re.S)
     ]
     assert len(schemes[:2]) == 2
+    assert tuple(schemes[0][f"c{i}"] for i in range(len(COLOURS))) == COLOURS, "as in the PNG files"
     for scheme in schemes[:2]:
         for ink, ground in [*((i, g) for i in ("ink", "muted", "link") for g in ("bg", "panel")), ("ink", "yes-bg")]:
             assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground)
         for kind in ("yes", "no", "open"):
             assert contrast(scheme[kind], scheme[f"{kind}-bg"]) >= 4.5, kind
-        lines = [scheme[f"c{i}"] for i in range(7)]
+        lines = [scheme[f"c{i}"] for i in range(len(COLOURS))]
         assert all(contrast(line, scheme["bg"]) >= 3 for line in lines)
-        for one, other in combinations(lines, 2):
-            assert one != other
+        for seen in SEEN.values():
+            assert min(distance(seen, one, other) for one, other in combinations(lines, 2)) > 15
 
 
 # ---- the page in a browser
@@ -268,6 +309,31 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+FAINT_TEXTS = """
+(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    const colour = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+    return numbers(colour)[3] === 0 ? ground(element.parentElement) : colour;
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("").trim();
+    if (!text || !element.checkVisibility() || ["SCRIPT", "OPTION"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const ink = element.ownerSVGElement ? style.fill : style.color;
+    const pair = [light(ink), light(ground(element))].sort((a, b) => a - b);
+    const ratio = (pair[1] + 0.05) / (pair[0] + 0.05);
+    if (ratio < 4.5) found.push([element.tagName, text.slice(0, 20), ratio]);
+  }
+  return found;
+})()
+"""
+
+
 def is_clean(browser: Browser, path: Path) -> None:
     """No sideways scroll, no error, nothing asked of anyone."""
     assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -284,6 +350,7 @@ def test_the_page_fits_its_window(width: int, scheme: str, made: Path, browser: 
     is_clean(browser, made)
     box = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth > e.clientWidth)"
     assert any(browser.run(box)) == (width < 600) or browser.run(box)[-1], "wide tables scroll in their own box"
+    assert browser.run(FAINT_TEXTS) == []
     browser.screenshot(tmp_path / "page.png", whole=False)
     ground = Image.open(tmp_path / "page.png").convert("L").getpixel((2, 2))
     assert (ground > 200) == (scheme == "light")
@@ -294,7 +361,7 @@ def test_the_page_fits_its_window(width: int, scheme: str, made: Path, browser: 
 def test_tables_sort_by_click_and_by_key(made: Path, browser: Browser) -> None:
     browser.open(made, 1280)
     heading = "document.querySelectorAll('table.sortable thead th')[{}]"
-    groups = "[...document.querySelectorAll('table.sortable tbody')].map(b => [...b.rows].slice(1).map(r => r.cells{}))"
+    groups = "[...document.querySelector('table.sortable').tBodies].map(b => [...b.rows].slice(1).map(r => r.cells{}))"
     rows, values = groups.format("[0].textContent"), groups.format("[6].dataset.value")
     as_written = browser.run(rows)
     assert [row.removesuffix(" failed") for row in as_written[0]] == list(METHODS)
