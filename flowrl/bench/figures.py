@@ -44,7 +44,7 @@ def draw(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write ``stem``.png and ``stem``.pdf."""
     paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
     num_columns = max(1, min(MAX_COLUMNS, len(figure.panels)))
-    num_rows = math.ceil(len(figure.panels) / num_columns)
+    num_rows = max(1, math.ceil(len(figure.panels) / num_columns))
     looks = styles(figure)
     width = WIDTHS[num_columns]
     num_legend_columns = _legend_columns(looks, width)
@@ -53,7 +53,7 @@ def draw(figure: Figure, stem: Path) -> tuple[Path, Path]:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that the font lacks: boxes
         with canvas(width, PANEL_HEIGHT * num_rows + legend_height, *paths) as page:
             page.set_layout_engine("constrained", w_pad=0.09, h_pad=0.09)
-            grid = page.subplots(max(1, num_rows), num_columns, squeeze=False)
+            grid = page.subplots(num_rows, num_columns, squeeze=False)
             for axes in grid.flat[len(figure.panels) :]:
                 axes.remove()
             handles: dict[str, Artist] = {}

@@ -119,6 +119,7 @@ function comparable(section) {
   };
   const drag = (event) => {
     if (event.type === "pointermove" && !event.buttons) return;
+    if (event.type === "pointerdown") stage.setPointerCapture(event.pointerId);
     const box = stage.getBoundingClientRect();
     range.value = 100 * (event.clientX - box.left) / box.width;
     move();

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from flowrl.bench.images import LARGEST, inlined
 from flowrl.bench.page import page, write_page
+from flowrl.bench.report import Figure, Gallery, Line, Panel, Report, Table, Text
 from flowrl.bench.write import rebuild, write_report
 from flowrl.cli import app
 from flowrl.escape import one_line
@@ -416,6 +417,13 @@ def test_the_slider_moves_by_key_and_changes_its_sides(made: Path, browser: Brow
     browser.run("document.querySelector('.slider input').focus()")
     browser.press("ArrowLeft")
     assert browser.run(at) == "49%"
+    browser.run("document.querySelector('.stage').scrollIntoView({block: 'center'})")
+    box = "(r => [r.left, r.top + 40, r.width])(document.querySelector('.stage').getBoundingClientRect())"
+    left, top, width = browser.run(box)
+    browser.drag((left + width / 4, top), (left + 3 * width / 4, top))
+    assert browser.run(at) == "75%"
+    browser.point(left + width / 4, top)
+    assert browser.run(at) == "75%", "not held any more"
     shown = "[...document.querySelectorAll('.stage')[0].children].map(i => i.alt.split(':')[0])"
     assert browser.run(shown) == ["G2RPO", "Base model"]
     browser.run(
@@ -457,3 +465,52 @@ def test_hostile_texts_do_nothing(width: int, browser: Browser, tmp_path: Path) 
     assert browser.run("document.title") == "What the paper claims, and what was measured"
     assert browser.run("document.scripts.length") == 1
     is_clean(browser, path)
+
+
+# ---- odd reports
+
+
+def line(x: tuple[float, ...], mean: tuple[float, ...], title: str = "line", **ends: tuple[float | None, ...]) -> Line:
+    return Line(title=title, x=x, mean=mean, **ends)
+
+
+ODD = {
+    "no panels": (),
+    "no lines": (Panel(title="p", x="x", y="y", lines=()),),
+    "nothing on a log axis": (Panel(title="p", x="x", y="y", lines=(line((0.0,), (2.0,)),), log_x=True),),
+    "one point": (Panel(title="p", x="x", y="y", lines=(line((1.0,), (2.0,)),), marks="points"),),
+    "huge": (Panel(title="p", x="x", y="y", lines=(line((1e300, 2e300), (1e300, -1e300)),)),),
+    "a band with gaps": (
+        Panel(title="p", x="x", y="y", lines=(line((1.0, 2.0), (0.0, 0.0), low=(None, -1.0), high=(1.0, 1.0)),)),
+    ),
+    "many lines": (
+        Panel(title="p", x="x", y="y", lines=tuple(line((1.0, 2.0), (i, i + 1.0), f"line {i}") for i in range(16))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_figures_are_drawn(name: str, tmp_path: Path) -> None:
+    figure = Figure(name="odd", title="Odd", description="odd", panels=ODD[name])
+    report = Report(name="odd", title="Odd", model="m", budget="full", blocks=(figure,), provenance={})
+    write_report(report, tmp_path)
+    found = Elements(page([report], tmp_path))
+    numbers = " ".join(str(a.get("d", "")) for a in found.all("path"))
+    assert "nan" not in numbers
+    assert "inf" not in numbers
+    if name == "many lines":
+        legend = [a for a in found.all("svg") if "aria-hidden" in a]
+        symbols = [path["d"] for path in found.all("path") if path.get("class") == "symbol"][-16:]
+        assert len({(a["class"], shape) for a, shape in zip(legend, symbols, strict=True)}) == 16, "no two look alike"
+
+
+def test_empty_tables_and_galleries_are_shown(tmp_path: Path) -> None:
+    blocks = (
+        Table(name="none", title="No columns", columns=(), rows=()),
+        Gallery(name="none", title="No pictures", comparisons=()),
+        Text(name="none", title="No words"),
+    )
+    report = Report(name="odd", title="Odd", model="m", budget="full", blocks=blocks, provenance={})
+    names = {path.name for path in write_report(report, tmp_path)}
+    assert names == {"odd.json", "odd.md", "none.csv", "none.tex"}
+    assert "No report here holds a claim" in Elements(page([report], tmp_path)).text
