@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from flowrl.bench.entries import Entry, Sheet, heading, sheet, titled
@@ -91,12 +92,22 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
 
 def _text(block: Text) -> Iterator[str]:
     for paragraph in block.paragraphs:
-        yield from (one_line(paragraph).replace("<", "&lt;"), "")
+        yield from (without_html(paragraph), "")
     if block.claims:
         yield from lines_of_table(
             ["claim", "source", "measured", "reproduced"], [*map(_claim, block.claims)], left=range(4)
         )
         yield ""
+
+
+def without_html(paragraph: str) -> str:
+    r"""A paragraph of Markdown whose tags are text.
+
+    >>> without_html(r"a <b> \<i> `<code>`")
+    'a \\<b> \\<i> `<code>`'
+    """
+    kept = re.compile(r"`[^`]+`|\\.|<")
+    return kept.sub(lambda found: r"\<" if found[0] == "<" else found[0], one_line(paragraph))
 
 
 def _claim(claim: Claim) -> list[str]:

@@ -10,8 +10,9 @@ from flowrl.escape import one_line
 
 _VOID = frozenset({"img", "input", "meta", "link", "br"})
 _INLINE = re.compile(
-    r"`(?P<code>[^`]+)`|\*\*(?P<strong>[^*]+)\*\*|\*(?P<em>[^*]+)\*"
-    r"|(?<!!)\[(?P<text>[^\[\]]+)\]\((?P<target>(?:https?://|#)[^\s()]+|[\w.-]+)\)"
+    r"\\(?P<literal>[!-/:-@\[-`{-~])|(?P<amp>&amp;)"
+    r"|`(?P<code>[^`]+)`|\*\*(?P<strong>[^*\\]+)\*\*|\*(?P<em>[^*\\]+)\*"
+    r"|(?<!!)\[(?P<text>[^\[\]\\]+)\]\((?P<target>(?:https?://|#)[^\s()]+|[\w.-]+)\)"
 )
 
 
@@ -55,7 +56,7 @@ def said(text: str) -> Html:
 
 
 def inline(text: str) -> Html:
-    """A paragraph of Markdown: code, strong, emphasis and links; everything else is text.
+    """A paragraph of Markdown: code, strong, emphasis, links and what a backslash stands before; all else is text.
 
     >>> inline("**so** <b> `x`")
     '<strong>so</strong> &lt;b&gt; <code>x</code>'
@@ -66,8 +67,12 @@ def inline(text: str) -> Html:
     for found in _INLINE.finditer(text):
         parts.append(text[end : found.start()])
         end = found.end()
-        if found["text"]:
+        if found["target"]:
             parts.append(el("a", found["text"], href=found["target"]))
+        elif found["literal"]:
+            parts.append(found["literal"])
+        elif found["amp"]:
+            parts.append("&")
         else:
             parts.append(el(str(found.lastgroup), str(found[str(found.lastgroup)])))
     return join(parts, text[end:])

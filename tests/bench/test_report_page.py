@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from browser import PROGRAM, Browser, chromium
 from example_reports import HOSTILE, LEARNED, METHODS, example_reports, gallery_report, hostile_report, main_report
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from flowrl import escape
 from flowrl.bench.images import LARGEST, inlined
+from flowrl.bench.markup import inline
 from flowrl.bench.page import page, write_page
 from flowrl.bench.report import Figure, Gallery, Line, Panel, Report, Table, Text
 from flowrl.bench.write import rebuild, write_report
@@ -219,6 +223,20 @@ def test_hostile_texts_are_texts(tmp_path: Path) -> None:
     assert not [a for a in found.all("a") if str(a["href"]).startswith(("javascript:", "http"))]
     assert all(one_line(words) in found.text for words in HOSTILE[:5])
     assert "\u202e" not in text
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_an_escaped_text_reads_the_same_in_a_paragraph(text: str) -> None:
+    found = Elements(inline(escape.markdown(text)))
+    assert found.text == one_line(text)
+    assert not found.found
+
+
+def test_a_paragraph_has_emphasis_code_and_links() -> None:
+    assert inline("*a* **b** `c*` [d](#e) [f](g.csv)") == (
+        '<em>a</em> <strong>b</strong> <code>c*</code> <a href="#e">d</a> <a href="g.csv">f</a>'
+    )
+    assert Elements(inline("[x](javascript:alert(1)) ![y](https://z.invalid)")).found == []
 
 
 def test_large_pictures_are_made_smaller_and_small_ones_kept(tmp_path: Path) -> None:
