@@ -189,7 +189,8 @@ def _tally(claims: list[tuple[Claim, Report, Text]]) -> Iterator[Html]:
 
 def _claim(claim: Claim, report: Report, block: Text) -> Html:
     kind, sign, word = VERDICTS[claim.reproduced]
-    where: Child = el("a", said(block.title), href=f"#{place(report, block)}")
+    budget = "" if report.budget == "full" else f" ({report.budget} budget)"
+    where = join(el("a", said(block.title), href=f"#{place(report, block)}"), budget)
     return el(
         "li",
         el("p", el("span", sign, aria_hidden="true"), f" {word}", class_=f"verdict {kind}"),
