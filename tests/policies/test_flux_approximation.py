@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from policies.redness import write_prompts, write_rewards
 from tiny_flux import TEXT_TOKENS
 
 from flowrl.approximation import approximation_of
@@ -13,6 +15,8 @@ from flowrl.continuations.strided import Strided
 from flowrl.errors import UserError
 from flowrl.policies import flux_blocks
 from flowrl.policies.flux import Flux, FluxPolicy
+from flowrl.recipe import load_recipe
+from flowrl.run import train
 from flowrl.types import Cond, Prompt
 
 CPU = torch.device("cpu")
@@ -114,6 +118,32 @@ def test_bf16_runs_under_autocast_as_the_trainer_does(folder: Path, cache: str) 
         if residual is not None:
             assert residual.dtype == torch.bfloat16
             assert error(cheap.velocity_by(x, SIGMA, cond, residual), v) < 0.02
+
+
+def test_it_trains_with_cheaper_continuations(folder: Path, tmp_path: Path) -> None:
+    """The rollout's decisions stay exact: the importance ratio starts as close to 1 as without."""
+    size = ["model.height=32", "model.width=32", "model.text_tokens=16", "rollout.group=3", "rollout.prompts=2"]
+    size += ["grid.num_steps=6", "run.iterations=1", "rollout.max_batch=1", "run.precision=fp32", "run.trackers=[]"]
+    size += [f"model.source={folder}", f"model.cache_dir={tmp_path / 'cache'}", f"data.train={write_prompts(tmp_path)}"]
+    cheaper = ["continuation.precision=fp8", "continuation.cache={every: 2, blocks: [0.3, 1.0], order: 1}"]
+    rows = {}
+    for name, extra in (("exact", []), ("cheap", cheaper)):
+        rewards = str(write_rewards(tmp_path))
+        loaded = load_recipe("g2rpo_wo_mgai", model="flux1_dev", rewards=rewards, overrides=[*size, *extra])
+        train(loaded, output=tmp_path / name)
+        (rows[name],) = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    cheap = rows["cheap"]
+    counts = loaded.plan().forwards
+    assert [cheap[f"forwards/{kind}"] for kind in counts._fields] == [2 * count for count in counts]
+    assert counts.cached
+    assert cheap["peak_residual_bytes"] > 0
+    assert cheap["self_check"] == rows["exact"]["self_check"]
+    assert cheap["reward"] != rows["exact"]["reward"]
+
+
+def test_other_kinds_are_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(UserError, match=r"continuation: model kind sd3 cannot approximate by fp8"):
+        load_recipe("g2rpo", model="sd35_medium", overrides=["continuation.precision=fp8"])
 
 
 def test_policies_that_have_no_approximation_are_refused(folder: Path, cache: str) -> None:
