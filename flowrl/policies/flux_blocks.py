@@ -87,6 +87,10 @@ def run_blocks(transformer: FluxTransformer2DModel, streams: Streams, first: int
     image, text = streams.image, streams.text
     for block in blocks[first:last]:
         text, image = block(
-            hidden_states=image, encoder_hidden_states=text, temb=streams.time, image_rotary_emb=streams.rotary
+            hidden_states=image,
+            encoder_hidden_states=text,
+            temb=streams.time,
+            image_rotary_emb=streams.rotary,
+            joint_attention_kwargs=None,  # as forward does, so that compiled blocks see one call
         )
     return streams._replace(image=image, text=text)
