@@ -59,13 +59,12 @@ def iteration_cost(recipe: Recipe, iteration: int = 0) -> Cost:
 
 
 def _flops(recipe: Recipe, forwards: int, training_forwards: float) -> Flops | None:
-    """A backward costs two forwards: the gradients of the activations, and those of the weights, which LoRA does
-    without; gradient checkpointing repeats the forward; a reference policy adds one."""
+    """The model's own passes, and one more for a reference policy."""
     if not isinstance(recipe.model, Flux):
         return None
     try:
         per_forward = recipe.model.shape().flops_per_forward
     except UserError:  # its folder is not here
         return None
-    passes = 3 - (recipe.model.lora is not None) + recipe.model.gradient_checkpointing + recipe.loss.needs_reference
+    passes = recipe.model.training_passes + recipe.loss.needs_reference
     return Flops(per_forward, forwards * per_forward, round(training_forwards * passes * per_forward))

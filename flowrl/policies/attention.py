@@ -10,14 +10,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +29,6 @@ from flowrl import atomic
 from flowrl.errors import UserError
 from flowrl.hub import cache_dir
 from flowrl.policies.attention_probe import BACKENDS
-
-log = logging.getLogger(__name__)
 
 Setting = Literal["auto", "native", "flash", "cudnn", "efficient", "math"]
 """auto: the fastest that works on a GPU, PyTorch's choice elsewhere; native: PyTorch's choice."""
@@ -58,6 +55,10 @@ class AttentionShape:
     tokens: int
     head_dim: int
     dtype: str
+
+    def of_rows(self, rows: int) -> AttentionShape:
+        """That of so many rows where this is that of one."""
+        return replace(self, batch=rows * self.batch)
 
     def __str__(self) -> str:
         return f"{self.batch} x {self.heads} heads x {self.tokens} tokens x {self.head_dim} in {self.dtype}"
@@ -93,14 +94,16 @@ class Attention:
         elif setting == "math":
             self.choice = Choice(("math",), ("math",))
 
-    def decide(self, shape: AttentionShape) -> None:
-        """Try the candidates, unless that was done here before. Raises UserError where a named one does not work."""
+    def decide(self, shape: AttentionShape) -> str:
+        """Try the candidates, unless that was done here before; returns a line about it.
+
+        Raises UserError where one that the setting names does not work.
+        """
         candidates = CANDIDATES if self.setting == "auto" else (self.setting,)
-        trials = [trial for trial in tried(shape, self.device, candidates) if trial.backend in candidates]
-        log.info("attention at %s: %s", shape, summary(trials))
+        trials = tried(shape, self.device, candidates)
         if self.setting == "auto":
             self.choice = choose(trials)
-            return
+            return f"attention, {shape}: {summary(trials)}"
         failed = [trial for trial in trials if trial.reason]
         if failed:
             reasons = "; ".join(f"{trial.use}: {trial.reason}" for trial in failed)
@@ -109,6 +112,7 @@ class Attention:
                 "Allowed are auto (tries all), native, flash, cudnn, efficient, math"
             )
         self.choice = Choice((self.setting,), (self.setting,))
+        return f"attention, {shape}: {summary(trials)}"
 
     def context(self) -> AbstractContextManager[None]:
         """Inside, attention uses what was chosen: for training where gradients are enabled, else for the rollout."""
@@ -169,7 +173,8 @@ class _Recorder(TorchFunctionMode):
             query = args[0] if args else kwargs["query"]
             kind = query.device.type
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-            self.shapes.append(AttentionShape(*query.shape, dtype=str(dtype).removeprefix("torch.")))
+            batch, heads, tokens, head_dim = query.shape
+            self.shapes.append(AttentionShape(batch, heads, tokens, head_dim, str(dtype).removeprefix("torch.")))
         return function(*args, **kwargs)
 
 

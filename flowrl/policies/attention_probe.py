@@ -64,7 +64,7 @@ def trial(
         values = torch.randn(shape, generator=generator, device=device).to(getattr(torch, dtype))
         return values.permute(0, 2, 1, 3).requires_grad_(backward)
 
-    inputs, upstream = (draw(), draw(), draw()), draw().detach()
+    inputs, upstream = [draw() for _ in range(3)], draw().detach()
     seconds = []
     for _ in range(REPEATS + 1):  # the first warms up
         _synchronise(device)
@@ -79,14 +79,15 @@ def trial(
         return x.detach()[at[0]][:, at[1]].float()
 
     with sdpa_kernel(SDPBackend.MATH):
-        parts = tuple(part(x).requires_grad_(backward) for x in inputs)
+        parts = [part(x).requires_grad_(backward) for x in inputs]
         exact = _results(parts, part(upstream), backward)
     error = max(float((part(a) - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
     return {"seconds": statistics.median(seconds[1:]), "error": error}
 
 
-def _results(inputs: tuple[Tensor, ...], upstream: Tensor, backward: bool) -> tuple[Tensor, ...]:
-    out = scaled_dot_product_attention(*inputs)
+def _results(inputs: list[Tensor], upstream: Tensor, backward: bool) -> tuple[Tensor, ...]:
+    query, key, value = inputs
+    out = scaled_dot_product_attention(query, key, value)
     return (out.detach(), *torch.autograd.grad(out, inputs, upstream)) if backward else (out,)
 
 

@@ -6,8 +6,8 @@ stays outside of it, and a block that is recomputed in the backward pass runs as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 Compile = Literal["auto", "none", "blocks"]
 """auto: blocks on a GPU, none elsewhere."""
+BACKEND = "inductor"
+"""Of torch.compile."""
 MAX_GRAPHS = 64
 """Of one kind of block. Needed are, for each batch size, one without gradients, one with the adapter off and one with
 gradients, each up to twice: the first block of a kind is given tensors of another layout than those that follow it."""
@@ -39,13 +41,12 @@ class Blocks:
         transformer: nn.Module,
         *,
         compiled: bool,
-        attention: Callable[[], AbstractContextManager[None]],
-        backend: str = "inductor",
+        attention: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        kinds = transformer._repeated_blocks
+        kinds: Sequence[str] = transformer._repeated_blocks  # type: ignore[assignment]
         found = [module for module in transformer.modules() if type(module).__name__ in kinds]
         self.compiled = compiled
-        self.calls = [BlockCall(block, attention, backend if compiled else None) for block in found]
+        self.calls = [BlockCall(block, attention, compiled) for block in found]
         if compiled:
             _configure_dynamo()
 
@@ -69,23 +70,19 @@ class Blocks:
 class BlockCall:
     """In place of one block's ``forward``."""
 
-    def __init__(
-        self, block: nn.Module, attention: Callable[[], AbstractContextManager[None]], backend: str | None
-    ) -> None:
+    def __init__(self, block: nn.Module, attention: Callable[[], AbstractContextManager[None]], compiled: bool) -> None:
         self.kind = type(block).__name__
         self.block = block
         self.forward = block.forward
-        self.compiled = (
-            block.forward
-            if backend is None
-            else torch.compile(block.forward, backend=backend, fullgraph=True, dynamic=False)
-        )
+        self.compiled = block.forward
+        if compiled:
+            self.compiled = torch.compile(block.forward, backend=BACKEND, fullgraph=True, dynamic=False)
         self.attention = attention
         self.checkpointed = False
         self.is_plain = False
         self.spy: Callable[..., None] | None = None
         """Is shown the arguments of each call."""
-        block.forward = self  # type: ignore[method-assign,assignment]
+        block.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.spy is not None:
