@@ -42,7 +42,7 @@ PROBE = (sys.executable, "-m", "flowrl.policies.attention_probe")
 TIMEOUT = 180.0
 """Seconds that one process of trials may take: usually 10, most of them for starting it."""
 VERSION = 1
-PASSING = ("timed out", "out of memory")
+PASSING = ("timed out", "out of memory", "the trial could not start")
 """Reasons that may be gone the next time: what failed for one of them is tried again by the next run."""
 
 

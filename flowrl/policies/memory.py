@@ -161,7 +161,8 @@ def _saved(
     block: BlockCall, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, autocast: dict[str, Any]
 ) -> BlockBytes:
     parameters = list(block.block.parameters())
-    of_weights = {shape for p in parameters for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    converted = autocast["dtype"] if autocast["enabled"] else None
+    of_weights = {shape for p in parameters if p.dtype != converted for shape in (p.shape, p.shape[::-1])}
     held = {p.untyped_storage().data_ptr() for p in parameters}
     tensors: dict[int, Tensor] = {}
 
@@ -177,7 +178,7 @@ def _saved(
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         out = block.block(*args, **kwargs)
-    once = sum(_size(t) for t in tensors.values() if tuple(t.shape) in of_weights)
+    once = sum(_size(t) for t in tensors.values() if t.dtype == converted and t.shape in of_weights)
     saved = sum(_size(t) for t in tensors.values()) - once
     inputs = _distinct(_tensors((*args, *kwargs.values())))
     del out
