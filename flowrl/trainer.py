@@ -118,7 +118,9 @@ class Trainer:
         """Is told what was chosen for this machine."""
         if (speed := getattr(self.policy, "speed", None)) is not None:
             speed.say = lambda line: self.say(line)
-            speed.expect(rollout=[1, recipe.rollout.max_batch])
+            num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
+            most = recipe.rollout.max_batch  # a rollout begins with its prompts' first noise, then batches are full
+            speed.expect(rollout=[min(num_mine, most), most])
         self.iteration = 0
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
