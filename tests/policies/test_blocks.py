@@ -17,7 +17,8 @@ from flowrl.policies.flux import Flux, FluxPolicy
 from flowrl.types import Cond, Prompt
 
 CPU = torch.device("cpu")
-LORA = {"rank": 4, "alpha": 6.0}
+LORA = {"rank": 4, "alpha": 6.0, "targets": ["attn.to_q", "attn.to_out.0"]}
+"""Few targets: every layer costs time to trace."""
 KINDS = 3
 """Graphs of a tiny FLUX at one size: its double block, and its single block, whose first is given another layout."""
 
@@ -74,7 +75,7 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolera
     ("backend", "share", "lora"),
     [
         ("aot_eager", 0.5, LORA),  # with its own partition into forward and backward
-        ("eager", True, None),
+        pytest.param("eager", True, None, marks=pytest.mark.slow),
         pytest.param("aot_eager", 0.5, None, marks=pytest.mark.slow),
         pytest.param("aot_eager", False, LORA, marks=pytest.mark.slow),
         pytest.param("inductor", 0.5, LORA, marks=pytest.mark.slow),
@@ -92,6 +93,7 @@ def test_compiled_equals_eager(
     assert_close(gradients(fast, *at), gradients(plain, *at))
 
 
+@pytest.mark.slow
 def test_fp32_factors_under_bf16_autocast(folder: Path, cache: str) -> None:
     fields = {"lora": LORA, "dtype": "bf16"}
     plain, fast = load(folder, cache, **fields), load(folder, cache, compile="blocks", **fields)
@@ -99,13 +101,13 @@ def test_fp32_factors_under_bf16_autocast(folder: Path, cache: str) -> None:
     assert_close(gradients(fast, *at, autocast=True), gradients(plain, *at, autocast=True), tolerance=0.05)
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), LORA])
 def test_the_reference_is_never_stale(folder: Path, cache: str, lora: Any) -> None:
     """The adapter goes off and on, or weights are swapped, while training moves them: results follow at once."""
     plain, fast = load(folder, cache, lora=lora), load(folder, cache, lora=lora, compile="blocks")
     at = inputs(plain, 2)
     graphs = []
-    for step in range(4):
+    for step in range(3):
         for policy in (plain, fast):
             train_randomly(policy, 2 + step)
         found, expected = [], []
@@ -121,6 +123,7 @@ def test_the_reference_is_never_stale(folder: Path, cache: str, lora: Any) -> No
     assert graphs[0] == graphs[-1] <= 3 * KINDS  # adapter off, without gradients, with
 
 
+@pytest.mark.slow
 def test_a_run_of_partial_batches_has_few_graphs(folder: Path, cache: str) -> None:
     plain, fast = load(folder, cache, lora=LORA), load(folder, cache, lora=LORA, compile="blocks")
     fast.speed.expect(rollout=[1, 4], training=[2])
