@@ -42,7 +42,10 @@ PROBE = (sys.executable, "-m", "flowrl.policies.attention_probe")
 TIMEOUT = 180.0
 """Seconds that one process of trials may take: usually 10, most of them for starting it."""
 VERSION = 1
-PASSING = ("timed out", "out of memory", "the trial could not start")
+NO_START = "the trial could not start"
+UNTRIED = ("flash", "efficient", "math")
+"""Where no trial can start: the kernels that no harm is known of."""
+PASSING = ("timed out", "out of memory", NO_START)
 """Reasons that may be gone the next time: what failed for one of them is tried again by the next run."""
 
 
@@ -125,6 +128,8 @@ class Attention:
 
 def choose(trials: Sequence[Trial]) -> Choice:
     """The backends that work, the fastest first, then math."""
+    if all(trial.reason and trial.reason.startswith(NO_START) for trial in trials):
+        return Choice(UNTRIED, UNTRIED)
     found: dict[str, tuple[str, ...]] = {}
     for use in USES:
         works = [trial for trial in trials if trial.use == use and trial.reason is None]
@@ -242,7 +247,7 @@ def run_trials(
         if begun is not None:
             found[begun] = Trial(*begun, reason=ending)
         elif not any(trial in found for trial in waiting):  # it did not come to its first trial, and never will
-            found |= {trial: Trial(*trial, reason=f"the trial could not start: {ending}") for trial in waiting}
+            found |= {trial: Trial(*trial, reason=f"{NO_START}: {ending}") for trial in waiting}
     return [found[trial] for trial in wanted]
 
 

@@ -163,7 +163,7 @@ def _saved(
     parameters = list(block.block.parameters())
     converted = autocast["dtype"] if autocast["enabled"] else None
     of_weights = {shape for p in parameters if p.dtype != converted for shape in (p.shape, p.shape[::-1])}
-    held = {p.untyped_storage().data_ptr() for p in parameters}
+    held = {_local(p).untyped_storage().data_ptr() for p in parameters}
     tensors: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -178,6 +178,7 @@ def _saved(
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         out = block.block(*args, **kwargs)
+    # Storages are counted after the call: whole weights that FSDP2 gathered for it are freed by then.
     once = sum(_size(t) for t in tensors.values() if t.dtype == converted and t.shape in of_weights)
     saved = sum(_size(t) for t in tensors.values()) - once
     inputs = _distinct(_tensors((*args, *kwargs.values())))
@@ -209,10 +210,7 @@ def _size(tensor: Tensor) -> int:
 def free_bytes(device: torch.device, parameters: Iterable[nn.Parameter], has_state: bool) -> int:
     """Bytes for activations: what is free and what PyTorch holds unused, less the reserve, the gradients that are not
     there yet and, unless the optimiser ``has_state``, its two moments."""
-    pending = 0
-    for parameter in parameters:
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        pending += _numbers(local) * ((parameter.grad is None) + 2 * (not has_state))
+    pending = sum(_local(p).numel() * p.element_size() * ((p.grad is None) + 2 * (not has_state)) for p in parameters)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -222,5 +220,7 @@ def free_bytes(device: torch.device, parameters: Iterable[nn.Parameter], has_sta
     return int(free - RESERVE * total - pending)
 
 
-def _numbers(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _local(parameter: nn.Parameter) -> Tensor:
+    """This rank's part of a sharded parameter, or the whole of another."""
+    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local
