@@ -49,7 +49,7 @@ class FluxPolicy(DiffusersPolicy):
     config: Flux
     shape: FluxShape
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    def evaluate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, tokens, channels] at sigma [B], called as FluxPipeline does; in x's dtype."""
         dtype = self.transformer.proj_out.weight.dtype
         image_ids, text_ids = self._ids
