@@ -229,7 +229,7 @@ class PolicyConfig(Variant, package="flowrl.policies"):
         return 1
 
     @property
-    def training_passes(self) -> int:
+    def training_passes(self) -> float:
         """What a differentiated forward costs, in forwards: itself, the gradients of the activations, and those of the
         weights."""
         return 3

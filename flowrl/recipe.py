@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -106,8 +106,8 @@ class RunSection(Section):
     trackers: tuple[
         Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"], ...
     ] = ("tensorboard",)
-    microbatch: int = Field(default=32, ge=1)
-    """Decisions per training forward."""
+    microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    """Decisions per training forward; auto: as many as memory allows where that saves work."""
     self_check_bound: float | None = Field(default=None, gt=0)
     """Of the first-step self-check (:data:`flowrl.trainer.SELF_CHECK_BOUND`); null for the precision's own."""
 

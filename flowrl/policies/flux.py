@@ -63,7 +63,7 @@ class FluxPolicy(DiffusersPolicy):
     config: Flux
     shape: FluxShape
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    def evaluate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, tokens, channels] at sigma [B], called as FluxPipeline does; in x's dtype."""
         v: Tensor = self.module(**self.inputs(x, sigma, cond), return_dict=False)[0]
         return v.to(x.dtype)
