@@ -19,6 +19,14 @@ def test_g2rpo_at_full_size(num_prompts: int, num_forwards: int, num_batches: in
     assert len(set(calls)) <= 3
 
 
+def test_kinds_of_forwards_cost_few_partial_batches() -> None:
+    """Eight trunk nodes of one prompt, exact, each a batch of its own."""
+    cheaper = ["continuation.precision=fp8", "continuation.cache={every: 2}"]
+    calls = batch_sizes(load_recipe("g2rpo", model="flux1_dev", overrides=cheaper).plan(), 1, 12)
+    assert (sum(calls), len(calls)) == (1700, 149)
+    assert len(set(calls)) == 2
+
+
 @pytest.mark.parametrize("recipe", ["mix_grpo", "dance_grpo", "flow_grpo", "g2rpo_wo_mgai"])
 @pytest.mark.parametrize("num_prompts", [1, 2])
 def test_padding_stays_below_one_percent(recipe: str, num_prompts: int) -> None:
