@@ -59,14 +59,14 @@ def train(
     """
     if stop_after is not None and stop_after < 1:
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
-    recipe.model.check()
-    recipe.check_scorers()
-    train_prompts = load_prompts(recipe.data.train)
-    test_prompts = _test_prompts(recipe)
-    check_disjoint(train_prompts, test_prompts)
-    found = prepare(recipe, output, resume)
     with ExitStack() as stack:
-        stack.enter_context(parallel.join())
+        stack.enter_context(parallel.join())  # first: what fails from here on in one process ends all
+        recipe.model.check()
+        recipe.check_scorers()
+        train_prompts = load_prompts(recipe.data.train)
+        test_prompts = _test_prompts(recipe)
+        check_disjoint(train_prompts, test_prompts)
+        found = prepare(recipe, output, resume)
         trainer = Trainer(recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed))
         is_main = trainer.accelerator.is_main_process
         if is_main:
