@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, Protocol, cast
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from flowrl.agreement import shared_store
 from flowrl.copies import Copy
-from flowrl.errors import UserError
+from flowrl.errors import UserError, listing
 from flowrl.protocols import Policy
 from flowrl.shards import is_cut
 from flowrl.watch import Watch
@@ -37,6 +38,20 @@ PATIENCE = timedelta(hours=2)
 """Of a collective: how long processes wait for one that lives but does not come (it writes weights to a slow disk).
 One that died is found at once, by :mod:`flowrl.watch`."""
 OTHER_ENGINES = ("DEEPSPEED", "MEGATRON_LM")
+OTHER_AXES = ("TP", "CP", "SP")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How weights are sharded, as accelerate is configured to."""
+
+    reshard_after_forward: bool = True
+    """Whether a block's weights are freed between its training forward and its backward."""
+    blocks: tuple[str, ...] = ()
+    """Classes of what is gathered at a time; none: those that the model names."""
+    replicas: int = 1
+    """Groups of processes that each hold all weights, sharded inside the group: one a machine keeps the gathering of
+    weights inside machines."""
 
 
 class Layout(Protocol):
@@ -58,36 +73,39 @@ class Layout(Protocol):
 def join() -> Watch:
     """Join the other processes of the run, of whom the watch then tells."""
     _check_environment()
-    with _changed("ACCELERATE_USE_FSDP", "false"):
+    with _unsharded():
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     store = shared_store("watch") if state.num_processes > 1 else None
     return Watch(state.process_index, state.num_processes, store, os.environ.get("MASTER_ADDR", "localhost"))
 
 
-def start(
-    parallel: Parallel, precision: Literal["fp32", "bf16"]
-) -> tuple[Accelerator, FullyShardedDataParallelPlugin | None]:
+def start(parallel: Parallel, precision: Literal["fp32", "bf16"]) -> tuple[Accelerator, Sharding | None]:
     """Join the other processes. Returns accelerate's part in it and, where the model is to be sharded, how."""
-    settings = _settings(parallel)
+    settings = sharding(parallel)
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads scorers in one process only
     handlers = [
         DistributedDataParallelKwargs(broadcast_buffers=False),  # ranks' rollouts differ in their forwards
         InitProcessGroupKwargs(timeout=PATIENCE),
     ]
     AcceleratorState._reset_state()  # else a process is held to the precision of its first trainer
-    with _changed("ACCELERATE_USE_FSDP", "false"):  # it would refuse to go on without its own preparation
+    with _unsharded():
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="bf16" if precision == "bf16" else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the learner accumulates
             kwargs_handlers=handlers,
         )
-    return accelerator, settings if accelerator.num_processes > 1 else None
+    if settings is None or accelerator.num_processes == 1:
+        return accelerator, None
+    if accelerator.num_processes % settings.replicas:
+        raise UserError(
+            f"accelerate's configuration: parallelism_config_dp_replicate_size is {settings.replicas}, which does not "
+            f"divide {accelerator.num_processes} processes"
+        )
+    return accelerator, settings
 
 
-def lay_out(
-    policy: Policy, accelerator: Accelerator, settings: FullyShardedDataParallelPlugin | None, *, needs_reference: bool
-) -> Layout:
+def lay_out(policy: Policy, accelerator: Accelerator, settings: Sharding | None, *, needs_reference: bool) -> Layout:
     """Prepare the policy's module for training on all processes; its parameters are other objects afterwards."""
     if settings is None:
         return Replicated(policy, accelerator)
@@ -143,7 +161,7 @@ class Sharded:
         self,
         policy: Policy,
         accelerator: Accelerator,
-        settings: FullyShardedDataParallelPlugin,
+        settings: Sharding,
         *,
         needs_reference: bool,
     ) -> None:
@@ -159,13 +177,14 @@ class Sharded:
         precision = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if is_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        self._reshard_after_forward = settings.reshard_after_forward is not False
+        self.settings = settings
+        sizes = (settings.replicas, accelerator.num_processes // settings.replicas)
+        mesh = init_device_mesh(accelerator.device.type, sizes if settings.replicas > 1 else sizes[1:])
         for block in _blocks(self.module, settings):
             fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(self.module, mesh=mesh, mp_policy=precision)
         self._parts: list[Any] = [module for module in self.module.modules() if isinstance(module, FSDPModule)]
-        self.module.set_reshard_after_forward(self._reshard_after_forward)
+        self.module.set_reshard_after_forward(settings.reshard_after_forward)
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._untrained = Copy(trained) if needs_reference else None
 
@@ -178,10 +197,16 @@ class Sharded:
             yield
         finally:
             self._reshard()
-            self.module.set_reshard_after_forward(self._reshard_after_forward)
+            self.module.set_reshard_after_forward(self.settings.reshard_after_forward)
 
-    def no_sync(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Replicas average what they have reduced each for itself after the last microbatch."""
+        self.module.set_requires_all_reduce(False)
+        try:
+            yield
+        finally:
+            self.module.set_requires_all_reduce(True)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -222,16 +247,16 @@ def _under(context: Any, forward: Any) -> Any:
     return call
 
 
-def _blocks(module: nn.Module, settings: FullyShardedDataParallelPlugin) -> list[nn.Module]:
-    """What is gathered and freed at a time: the transformer's blocks, by the classes that it or the settings name."""
-    names = settings.transformer_cls_names_to_wrap or getattr(module, "_no_split_modules", None) or ()
+def _blocks(module: nn.Module, settings: Sharding) -> list[nn.Module]:
+    """What is gathered and freed at a time: the transformer's blocks, by the classes that the settings or it name."""
+    names = settings.blocks or getattr(module, "_no_split_modules", None) or ()
     found = [child for child in module.modules() if type(child).__name__ in names]
-    missing = set(names) - {type(child).__name__ for child in found}
-    if settings.transformer_cls_names_to_wrap and missing:
+    missing = set(settings.blocks) - {type(child).__name__ for child in found}
+    if missing:
         known = sorted({type(child).__name__ for child in module.modules()})
         raise UserError(
-            f"fsdp_transformer_layer_cls_to_wrap: the model has no layer {', '.join(sorted(missing))}; leave it out "
-            f"for the model's own blocks (its layers: {', '.join(known)})"
+            f"accelerate's configuration: fsdp_transformer_layer_cls_to_wrap: no layer of the model is a "
+            f"{listing(missing)}; leave it out for the model's own blocks (its layers: {listing(known)})"
         )
     return [child for child in found if child is not module]
 
@@ -245,32 +270,44 @@ def _check_environment() -> None:
         raise UserError(f"{local} processes on this machine, which has {here} GPUs; every process needs one of its own")
 
 
-def _settings(parallel: Parallel) -> FullyShardedDataParallelPlugin | None:
+def sharding(parallel: Parallel) -> Sharding | None:
     """How to shard, None for DDP. Raises UserError for what is contradictory or not supported."""
     is_configured = _is_on("ACCELERATE_USE_FSDP")
     if is_configured and parallel == "ddp":
         raise UserError("run.parallel is ddp, but accelerate's configuration asks for FSDP; leave one of the two out")
-    if not is_configured and parallel != "fsdp":
-        return None
     if not is_configured:
-        return FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True)
-    settings = FullyShardedDataParallelPlugin()  # reads the environment that accelerate launch has set
+        return Sharding() if parallel == "fsdp" else None
+    plugin = FullyShardedDataParallelPlugin()  # reads the environment that accelerate launch has set
+    is_by_size = os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == "SIZE_BASED_WRAP"
+    has_axes = _is_on("ACCELERATE_USE_PARALLELISM_CONFIG")
+    axes = {axis: _size(axis) if has_axes else 1 for axis in ("DP_REPLICATE", *OTHER_AXES)}
     wrong = {
-        "fsdp_version: 1": ("fsdp_version: 2", settings.fsdp_version != 2),
-        "fsdp_auto_wrap_policy: SIZE_BASED_WRAP": (
-            "TRANSFORMER_BASED_WRAP",
-            os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == "SIZE_BASED_WRAP",
-        ),
-        "fsdp_offload_params: true": ("false, or more GPUs", _is_on("FSDP_OFFLOAD_PARAMS")),
+        "fsdp_version: 1": (plugin.fsdp_version != 2, "fsdp_version: 2"),
+        "fsdp_auto_wrap_policy: SIZE_BASED_WRAP": (is_by_size, "TRANSFORMER_BASED_WRAP"),
+        "fsdp_offload_params: true": (_is_on("FSDP_OFFLOAD_PARAMS"), "false, and use more GPUs where memory is short"),
         "fsdp_activation_checkpointing: true": (
-            "false and model.gradient_checkpointing: true in the recipe",
-            bool(settings.activation_checkpointing),
+            bool(plugin.activation_checkpointing),
+            "false, and model.gradient_checkpointing: true in the recipe",
         ),
-    }
-    problems = [f"{setting} is not supported; set {instead}" for setting, (instead, is_so) in wrong.items() if is_so]
+    } | {f"parallelism_config_{axis.lower()}_size": (axes[axis] > 1, "1") for axis in OTHER_AXES}
+    problems = [f"{setting} is not supported; set {instead}" for setting, (is_so, instead) in wrong.items() if is_so]
     if problems:
         raise UserError("accelerate's configuration: " + "; ".join(problems))
-    return settings
+    blocks = tuple(plugin.transformer_cls_names_to_wrap or ())
+    return Sharding(plugin.reshard_after_forward is not False, blocks, axes["DP_REPLICATE"])
+
+
+def _size(axis: str) -> int:
+    return int(os.environ.get(f"PARALLELISM_CONFIG_{axis}_SIZE", "1"))
+
+
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Inside, accelerate does not know that it is to shard: it would refuse to go on without its own preparation."""
+    with ExitStack() as stack:
+        for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"):
+            stack.enter_context(_changed(variable, "false"))
+        yield
 
 
 @contextmanager

@@ -248,14 +248,14 @@ def environment(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
 
 
 def test_auto_is_what_accelerate_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parallel._settings("auto") is None
-    assert parallel._settings("ddp") is None
-    assert parallel._settings("fsdp").reshard_after_forward is True
+    assert parallel.sharding("auto") is None
+    assert parallel.sharding("ddp") is None
+    assert parallel.sharding("fsdp").reshard_after_forward is True
     environment(monkeypatch, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_RESHARD_AFTER_FORWARD="false")
-    assert parallel._settings("auto").reshard_after_forward is False
-    assert parallel._settings("fsdp").reshard_after_forward is False
+    assert parallel.sharding("auto").reshard_after_forward is False
+    assert parallel.sharding("fsdp").reshard_after_forward is False
     with pytest.raises(UserError, match="leave one of the two out"):
-        parallel._settings("ddp")
+        parallel.sharding("ddp")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_auto_is_what_accelerate_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_supported_is_said(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str) -> None:
     environment(monkeypatch, ACCELERATE_USE_FSDP="true", **settings)
     with pytest.raises(UserError, match=said):
-        parallel._settings("auto")
+        parallel.sharding("auto")
 
 
 def test_other_engines_and_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
