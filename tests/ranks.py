@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Case:
     recipe: str
     overrides: tuple[str, ...] = ()
     output: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: {"stop_after": 3})
     by_rank: dict[str, tuple[str, ...]] = field(default_factory=dict)
     poison: int | None = None
 
@@ -80,6 +81,7 @@ def main(folder: Path) -> None:
     for values in json.loads((folder / "cases.json").read_text()):
         case = Case(**values)
         found = {"error": None, "batches": [], "sharded": None}
+        began = time.process_time()
         overrides = (*case.overrides, *case.by_rank.get(str(rank), ()))
         try:
             train(
@@ -89,6 +91,7 @@ def main(folder: Path) -> None:
             )
         except Exception as error:
             found["error"] = f"{type(error).__name__}: {error}"
+        found["seconds"] = time.process_time() - began
         (folder / f"{case.name}.{rank}.json").write_text(json.dumps(found))
 
 

@@ -75,7 +75,7 @@ class Flux(PolicyConfig, kind="flux"):
 class FluxPolicy:
     """The Policy protocol over a FluxPipeline. States are packed latents [B, tokens, 4 x VAE channels].
 
-    ``velocity`` runs in the dtype of the transformer's weights, or under the caller's autocast.
+    ``velocity`` is given the dtype of the transformer's own weights, or runs under the caller's autocast.
     """
 
     evals_per_velocity = 1
@@ -89,7 +89,8 @@ class FluxPolicy:
         )
         self.latent_shape: tuple[int, ...] = self.shape.latent_shape
         self.frozen_dtype = self._frozen_dtype()
-        self.transformer = self._load_transformer(torch.float32 if config.lora is None else self.frozen_dtype)
+        self.weight_dtype = torch.float32 if config.lora is None else self.frozen_dtype
+        self.transformer = self._load_transformer(self.weight_dtype)
         if config.lora is not None:
             add_lora(self.transformer, config.lora)
         if config.gradient_checkpointing:
@@ -114,7 +115,7 @@ class FluxPolicy:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, tokens, channels] at sigma [B], called as FluxPipeline does; in x's dtype."""
-        dtype = self.transformer.proj_out.weight.dtype
+        dtype = self.weight_dtype  # not that of a weight at hand, which FSDP gathers in bfloat16
         image_ids, text_ids = self._ids
         guidance = None
         if self.shape.guidance_embeds:
