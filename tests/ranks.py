@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,13 @@ class Case:
     poison: int | None = None
 
 
-def run_cases(folder: Path, cases: list[Case], processes: int) -> None:
+def run_cases(folder: Path, cases: list[Case], processes: int, environment: Mapping[str, str] | None = None) -> None:
     """Run the cases as ``processes`` ranks, from which a launcher has found that all succeeded."""
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     code = f"import sys; from flowrl import launch; sys.exit(launch.run([{str(folder)!r}], {processes}, "
     code += f"command=[sys.executable, {str(TESTS / 'ranks.py')!r}], grace=5))"
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    env |= environment or {}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
     )

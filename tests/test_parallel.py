@@ -250,6 +250,22 @@ def test_three_processes_are_one(alone: Path, recipes: dict[str, Path], tmp_path
         assert_same(same, tmp_path / name)
 
 
+@pytest.mark.slow
+def test_replicas_of_shards_are_one(alone: Path, recipes: dict[str, Path], tmp_path: Path) -> None:
+    """Two replicas of two shards each: gradients are averaged over both, and one of the two is stored."""
+    hybrid = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
+    hybrid |= {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"}
+    one_site = ("run.microbatch=1",)
+    run_cases(tmp_path, [Case("four", str(recipes["net"]), one_site)], processes=4, environment=hybrid)
+    assert [rank["error"] for rank in results(tmp_path, "four", 4)] == [None] * 4
+    assert all(rank["sharded"] for rank in results(tmp_path, "four", 4))
+    assert_same(alone / "net", tmp_path / "four")
+    files = checkpoint.read_manifest(checkpoint.newest(tmp_path / "four" / "checkpoints").path)["files"]
+    assert [name for name in files if name.startswith("parameters")] == [
+        f"parameters-0000{rank}-of-00004.safetensors" for rank in (1, 2)
+    ]
+
+
 # ---- what is asked for
 
 
