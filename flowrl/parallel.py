@@ -178,8 +178,10 @@ class Sharded:
             param_dtype=torch.bfloat16 if is_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         self.settings = settings
-        sizes = (settings.replicas, accelerator.num_processes // settings.replicas)
-        mesh = init_device_mesh(accelerator.device.type, sizes if settings.replicas > 1 else sizes[1:])
+        axes = {"replicas": settings.replicas, "shards": accelerator.num_processes // settings.replicas}
+        if settings.replicas == 1:
+            del axes["replicas"]
+        mesh = init_device_mesh(accelerator.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
         for block in _blocks(self.module, settings):
             fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(self.module, mesh=mesh, mp_policy=precision)
