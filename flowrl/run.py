@@ -30,6 +30,7 @@ from flowrl.data import PromptOrder, check_disjoint, load_prompts
 from flowrl.errors import RunFailed, UserError
 from flowrl.heldout import HeldOut, evaluate
 from flowrl.interrupt import DropIteration, Interrupt
+from flowrl.launch import is_launched
 from flowrl.monitors import Best, Hacking, is_better, keep_if_best, read_best, reward_hacking
 from flowrl.output import RECIPE, locked
 from flowrl.pictures import BeforeAfter, curves, grid, sample_grid
@@ -258,9 +259,10 @@ class _Session:
     def _how_to_resume(self) -> str:
         processes = self.trainer.accelerator.num_processes
         command = ["flowrl", "train", str(self.output / RECIPE), "--output", str(self.output), "--resume"]
-        command += ["--processes", str(processes)] if processes > 1 else []
+        command += ["--processes", str(processes)] if is_launched() else []
         kept = f"State after iteration {self.saved} is kept" if self.saved else "No iteration was finished"
-        return f"{kept}; go on with: {shlex.join(command)}"
+        how = "go on with" if is_launched() or processes == 1 else "go on, by the same launcher, with"
+        return f"{kept}; {how}: {shlex.join(command)}"
 
     def _cache_prompts(self) -> None:
         """Encode all prompts that the run will reach, each rank a part, where the policy keeps a cache."""
