@@ -1,4 +1,4 @@
-"""Several GPUs, by NCCL: what test_parallel.py shows on CPUs. One command: python -m pytest -m gpu tests/test_gpus.py"""
+"""Several GPUs, by NCCL: what test_parallel.py shows on CPUs. Run: python -m pytest -m gpu tests/test_gpus.py"""
 
 from __future__ import annotations
 
