@@ -189,6 +189,8 @@ class Sharded:
         self.module.set_reshard_after_forward(settings.reshard_after_forward)
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._untrained = Copy(trained) if needs_reference else None
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the whole weights
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

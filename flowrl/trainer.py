@@ -59,12 +59,12 @@ class Trainer:
         self.writers = Writers(self.accelerator.process_index, self.accelerator.num_processes, parallel.exchange)
         torch.manual_seed(derive_seed(recipe.run.seed, "initialisation"))  # LoRA factors
         self.policy: Policy = recipe.model.load(self.device)
-        self._loaded: list[tuple[ScorerConfig, Scorer]] = []
-        self.scorers = {name: self.load_scorer(reward.scorer) for name, reward in recipe.rewards.items()}
         module = self.policy.module
         needs_reference = recipe.loss.needs_reference
         self.layout = parallel.lay_out(self.policy, self.accelerator, sharding, needs_reference=needs_reference)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._loaded: list[tuple[ScorerConfig, Scorer]] = []
+        self.scorers = {name: self.load_scorer(reward.scorer) for name, reward in recipe.rewards.items()}
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
