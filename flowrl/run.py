@@ -61,7 +61,7 @@ def train(
     if stop_after is not None and stop_after < 1:
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
     with ExitStack() as stack:
-        stack.enter_context(parallel.join())  # first: what fails from here on in one process ends all
+        watch = stack.enter_context(parallel.join())  # first: what fails from here on in one process ends all
         recipe.model.check()
         recipe.check_scorers()
         train_prompts = load_prompts(recipe.data.train)
@@ -73,7 +73,8 @@ def train(
         if is_main:
             stack.enter_context(locked(output))
         interrupt = stack.enter_context(Interrupt(grace, say=None if is_main else lambda line: None))
-        return _Session(trainer, output, test_prompts, interrupt, stack).run(found, stop_after)
+        with watch.telling():
+            return _Session(trainer, output, test_prompts, interrupt, stack).run(found, stop_after)
 
 
 class _Session:

@@ -17,6 +17,7 @@ import selectors
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -64,6 +65,20 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave(error)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Inside it, an error is told at once, before what lies around it is closed: trackers may take their time."""
+        try:
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._over.is_set():
+            return
         self._over.set()
         self._tell({"bye": self.rank} if error is None else {"gone": self.rank, "reason": _told(error)})
         with self._lock:

@@ -32,7 +32,7 @@ def arrive():
     (folder / f"here_{rank}").touch()
     while len(list(folder.glob("here_*"))) < world:
         time.sleep(0.01)
-with Watch(rank, world, Files(), "localhost", grace=0.3):
+with Watch(rank, world, Files(), "localhost", grace=0.3) as watch:
     arrive()
     time.sleep(0.3)  # connections are taken in
 """
@@ -87,6 +87,21 @@ def test_the_error_of_one_is_told_to_all(tmp_path: Path, failing: int) -> None:
 def test_what_all_fail_by_is_told_by_each_itself(tmp_path: Path) -> None:
     for code, text in ends(start(tmp_path, "raise RunFailed('the loss is nan')")):
         assert code == 1
+        assert "ends too" not in text
+
+
+def test_one_that_has_failed_itself_may_take_its_time_to_close(tmp_path: Path) -> None:
+    code = """
+    try:
+        with watch.telling():
+            raise RunFailed("the loss is nan")
+    finally:
+        time.sleep(1.5 * (rank == 0))
+        print("closed", file=sys.stderr)
+    """
+    for returncode, text in ends(start(tmp_path, code)):
+        assert returncode == 1
+        assert "closed" in text
         assert "ends too" not in text
 
 
