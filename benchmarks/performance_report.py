@@ -76,7 +76,8 @@ def plain(value: Any) -> Any:
 def in_words(line: Line) -> str:
     """A line as it is printed while measuring."""
     if "failed" in line:
-        return f"{line['name']}{f', batch {line["batch"]}' if 'batch' in line else ''}: out of {line['failed']}"
+        batch = f", batch {line['batch']}" if "batch" in line else ""
+        return f"{line['name']}{batch}: out of {line['failed']}"
     if line["what"] == "ratio":
         apart = _number(line["max_reward_difference"], 3)
         return (
