@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowrl.atomic import replacing, write_json, write_text
 from flowrl.errors import UserError
 from flowrl.hub import read_json
+from flowrl.rates import table
 
 Line = dict[str, Any]
 Columns = dict[str, Callable[[Line], object]]
 """Head -> what a line has in that column."""
-PHASES = ("encode", "prefix", "rollout", "branches", "decode", "score", "train", "optimiser", "engine")
-GREYS_AND_COLOURS = ("#999999", "#1b4f72", "#2e86c1", "#2e86c1", "#f39c12", "#d35400", "#27ae60", "#145a32", "#e74c3c")
+PHASES = ("encode", "prefix", "rollout", "branches", "continuations", "decode", "score", "train", "optimiser", "engine")
+COLOURS = ("#999999", "#1b4f72", "#2e86c1", "#2e86c1", "#5dade2", "#f39c12", "#d35400", "#27ae60", "#145a32", "#e74c3c")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The commands ``merge`` and ``report``."""
+    """The commands ``merge``, ``report`` and ``rates``."""
     parser = argparse.ArgumentParser(prog="throughput.py")
     commands = parser.add_subparsers(dest="command", required=True)
     merger = commands.add_parser("merge", help="several files into one")
@@ -30,9 +32,13 @@ def main(argv: Sequence[str]) -> int:
     reporter.add_argument("file", type=Path)
     reporter.add_argument("-o", "--output", type=Path, required=True)
     reporter.add_argument("--notes", type=Path, help="Markdown that is put at the end: what did not win, and why")
+    rater = commands.add_parser("rates", help="print lines for flowrl/rates.yaml")
+    rater.add_argument("file", type=Path)
     options = parser.parse_args(argv)
     if options.command == "merge":
         write_json(options.output, {"runs": merge(options.files)})
+    elif options.command == "rates":
+        print("\n".join(f"  - {json.dumps(rate)}" for run in runs_of(options.file) for rate in rates(run)))
     else:
         notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
         report(runs_of(options.file), options.output, notes)
@@ -120,6 +126,37 @@ def _memory(value: float | None) -> str:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+# ---- rates
+
+BATCHES = {"forward": 12, "train": 4}
+"""The batch whose rate is kept, or the largest below it."""
+
+
+def rates(run: Line) -> Iterator[Line]:
+    """What the run adds to flowrl/rates.yaml: JSON is YAML. Of a size other than FLUX.1-dev's nothing."""
+    if run["size"] != "flux":
+        return
+    words = run["device"].lower().split()
+    source = {"gpu": next((key for key in table()["gpus"] if key in words), run["device"])}
+    source |= {"hardware": f"one {run['device']}", "command": run["command"]}
+    lines = [line for line in run["lines"] if "failed" not in line]
+    for what, largest in BATCHES.items():
+        of_it = [line for line in lines if line["what"] == what and line["batch"] <= largest]
+        for name in dict.fromkeys(line["name"] for line in of_it):
+            line = max((line for line in of_it if line["name"] == name), key=lambda line: line["batch"])
+            rate = {"ms": round(line["ms_per_sample"], 1)} | source
+            if what == "forward":
+                yield {"what": "forward", "compiled": line["compiled"], "precision": line["precision"]} | rate
+            elif isinstance(line["checkpointed"], bool):
+                keys = {key: line[key] for key in ("compiled", "checkpointed", "tune")}
+                yield {"what": "training"} | keys | rate
+    for line in [line for line in lines if line["what"] == "iteration" and line["way"] == "ours"][:1]:
+        of_image = {"decode": line["phases"]["decode"]} | line["scores"]
+        for name, seconds in of_image.items():
+            key = {"what": "decode"} if name == "decode" else {"what": "score", "scorer": name}
+            yield key | {"ms": round(1000 * seconds / line["images"], 2)} | source
 
 
 # ---- page
@@ -297,7 +334,7 @@ def _figure(lines: Sequence[Line], page: Path, kind: str) -> str:
 def _bars(axes: Any, lines: Sequence[Line]) -> None:
     labels = [f"{line['recipe']}\n{_label(line)}" for line in lines]
     left = [0.0] * len(lines)
-    for phase, colour in zip(PHASES, GREYS_AND_COLOURS, strict=True):
+    for phase, colour in zip(PHASES, COLOURS, strict=True):
         widths = [line["phases"].get(phase, 0.0) for line in lines]
         if any(widths):
             axes.barh(range(len(lines)), widths, left=left, color=colour, label=phase)

@@ -203,8 +203,11 @@ class PublishedLoop:
             return self.trainer.policy.decode(x[None])
 
     def _score(self, image: Tensor) -> list[float]:
-        with self.clock.phase("score"):
-            return [float(scorer.score(image, [self.prompt]).values[0]) for scorer in self.trainer.scorers.values()]
+        found = []
+        for name, scorer in self.trainer.scorers.items():
+            with self.clock.phase(f"score {name}"):
+                found.append(float(scorer.score(image, [self.prompt]).values[0]))
+        return found
 
     def _draw(self, key: NoiseKey) -> Tensor:
         return self.noise.draw(0, key, self.trainer.policy.latent_shape).to(self.trainer.device)
@@ -279,7 +282,7 @@ def scaled(phases: Mapping[str, float], seconds: float, done: Counts, whole: Cou
         "score": whole.images / done.images,
         "train": whole.training / done.training,
     }
-    found = {name: value * factors.get(name, 1.0) for name, value in phases.items()}
+    found = {name: value * factors.get(name.split()[0], 1.0) for name, value in phases.items()}
     rest = max(0.0, seconds - sum(phases.values())) * factors["branches"]
     return found, sum(found.values()) + rest
 

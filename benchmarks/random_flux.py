@@ -7,6 +7,7 @@ names.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import zlib
 from collections.abc import Sequence
@@ -204,7 +205,10 @@ def scorer_source(name: str, scale: Literal["full", "small"], folder: Path) -> s
     if scale == "small":
         return "shapes"
     weights = folder / name
-    if not (weights / "complete").is_file():
-        make_checkpoint(name, weights, "full")
-        (weights / "complete").touch()
+    weights.mkdir(parents=True, exist_ok=True)
+    with (weights / "complete").open("a+") as complete:  # one process writes, the others wait
+        fcntl.flock(complete, fcntl.LOCK_EX)
+        if not complete.tell():
+            make_checkpoint(name, weights, "full")
+            complete.write("yes")
     return str(weights)

@@ -7,6 +7,7 @@
     python benchmarks/throughput.py --size flux --processes 4 --published --output four.json
     python benchmarks/throughput.py merge *.json -o reports/performance.json
     python benchmarks/throughput.py report reports/performance.json -o reports/performance.md
+    python benchmarks/throughput.py rates reports/performance.json     # lines for flowrl/rates.yaml
 
 Weights are random (benchmarks/random_flux.py): speed does not depend on them. The matmul peak is measured first. Ours
 is one iteration of the trainer, its phases timed by events that nothing waits for; ``--without-phases`` adds an
@@ -32,10 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import performance_report
-import throughput_measure as measure
+import throughput_iteration as iteration
 import torch
 from phases import matmul_peak
 from random_flux import SIZES
+from throughput_forward import forwards
+from throughput_work import Line, Work, device_name, free
 
 from flowrl.atomic import write_json
 from flowrl.errors import UserError
@@ -46,7 +49,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "open_c
 
 
 def main(argv: list[str]) -> int:
-    if argv and argv[0] in ("merge", "report"):
+    if argv and argv[0] in ("merge", "report", "rates"):
         return performance_report.main(argv)
     options = parser().parse_args(argv)
     if options.processes > 1 and not is_rank():
@@ -62,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--recipe", default="g2rpo")
     found.add_argument("--model", default="flux1_dev", help="the model fragment whose values are used")
     found.add_argument("--tune", choices=["lora", "full"], default="lora")
-    found.add_argument("--published", nargs="*", choices=measure.EAGER, default=None, metavar="WEIGHTS")
+    found.add_argument("--published", nargs="*", choices=iteration.EAGER, default=None, metavar="WEIGHTS")
     found.add_argument("--parts", nargs="*", type=int, help="steps k (G2RPO) or samples; by default all")
     found.add_argument("--variant", action="append", metavar="'NAME KEY=VALUE ...'", help="ours; may be repeated")
     found.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of every line")
@@ -83,7 +86,7 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     size = SIZES[options.size]
     device = _device()
     peak = matmul_peak(device, size.matmul)
-    work = measure.Work(
+    work = Work(
         size=size,
         folder=options.folder or cache_dir("benchmark"),
         recipe=options.recipe,
@@ -97,8 +100,8 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     found = provenance(argv, device) | {"size": options.size, "matmul_tflops": peak, "lines": []}
     say(f"{found['device']}: {peak:.1f} TFLOP/s of {size.matmul}^3 products")
 
-    def add(line: measure.Line) -> None:
-        measure.free()
+    def add(line: Line) -> None:
+        free()
         found["lines"].append(line)
         say(performance_report.in_words(line))
         if options.output is not None and _is_first():
@@ -106,18 +109,18 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
 
     for name, overrides in _variants(options.variant):
         if options.what != "iteration":
-            for line in measure.forwards(work, name, overrides, options.batches, backward=options.what == "train"):
+            for line in forwards(work, name, overrides, options.batches, backward=options.what == "train"):
                 add(line)
     if options.what == "iteration":
         _iterations(work, options, add, began)
     return found
 
 
-def _iterations(work: measure.Work, options: argparse.Namespace, add: Any, began: float) -> None:
+def _iterations(work: Work, options: argparse.Namespace, add: Any, began: float) -> None:
     """Ours first, then the published way with each of its weights, and every ratio."""
-    done: list[measure.Measured] = []
+    done: list[iteration.Measured] = []
 
-    def attempt(name: str, run: Callable[[], measure.Measured]) -> list[measure.Measured]:
+    def attempt(name: str, run: Callable[[], iteration.Measured]) -> list[iteration.Measured]:
         if time.monotonic() - began > 60 * options.minutes:
             say(f"{name}: not begun, {options.minutes:g} minutes are over")
             return []
@@ -130,14 +133,14 @@ def _iterations(work: measure.Work, options: argparse.Namespace, add: Any, began
         return found
 
     for name, overrides in _variants(options.variant):
-        done += attempt(name, partial(measure.ours, work, name, overrides, without_phases=options.without_phases))
+        done += attempt(name, partial(iteration.ours, work, name, overrides, without_phases=options.without_phases))
     weights = ["fp32" if options.size == "tiny" else "bf16"] if options.published is None else options.published
     for kind in weights if work.world == 1 else []:
-        for slow in attempt(kind, partial(measure.published, work, kind, options.parts, options.set_published)):
+        for slow in attempt(kind, partial(iteration.published, work, kind, options.parts, options.set_published)):
             for fast in done:
-                add(measure.compare(slow, fast))
+                add(iteration.compare(slow, fast))
     for fast in done[1:]:
-        add(measure.compare(done[0], fast))
+        add(iteration.compare(done[0], fast))
 
 
 def _variants(asked: list[str] | None) -> list[tuple[str, list[str]]]:
@@ -153,7 +156,7 @@ def provenance(argv: list[str], device: torch.device) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "benchmarks/throughput.py", *argv]),
         "commit": os.environ.get("FLOWRL_COMMIT") or _commit(),
-        "device": _name(device),
+        "device": device_name(device),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": {"python": platform.python_version(), "cuda": torch.version.cuda} | _versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -183,12 +186,6 @@ def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _is_first() -> bool:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import throughput
 import torch
+from performance_report import rates
 from phases import Clock
 from published_loop import Counts, scaled
+from throughput_work import predicted
 
+from flowrl.rates import table
 from flowrl.recipe import load_recipe
 
 REWARD_TOLERANCE = 1e-5
@@ -62,6 +65,16 @@ def test_lines_of_all_kinds_are_merged_and_reported(tmp_path: Path) -> None:
     assert all((tmp_path / f"performance_{kind}.png").is_file() for kind in ("phases", "forward", "train"))
 
 
+@pytest.mark.slow
+def test_two_processes_take_a_prompt_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    (line,) = measure(tmp_path, "two", "--processes", "2", "--recipe", "mix_grpo", "--published")["lines"]
+    assert line["world"] == len(line["seconds_by_rank"]) == 2
+    assert line["rollout"]["prompts"] == 2
+    alone = measure(tmp_path, "one", "--recipe", "mix_grpo", "--published")["lines"][0]
+    assert line["forwards"] == alone["forwards"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "anchor", "forwards", "images", "training"),
     [
@@ -82,6 +95,40 @@ def test_a_part_is_scaled_by_what_it_counts() -> None:
     found, seconds = scaled(phases, 18.0, done, whole)
     assert found == {"prefix": 1.0, "branches": 30.0, "decode": 10.0, "score": 5.0, "train": 12.0, "optimiser": 0.5}
     assert seconds == sum(found.values()) + 3 * 0.5
+
+
+def test_rates_are_lines_of_the_table() -> None:
+    """Of each variant the batch that counts; the keys are those by which the package looks rates up."""
+    forward = {"what": "forward", "name": "a", "compiled": True, "precision": "fp8", "ms_per_sample": 50.04}
+    train = {
+        "what": "train",
+        "name": "b",
+        "compiled": True,
+        "checkpointed": True,
+        "tune": "lora",
+        "ms_per_sample": 300.0,
+    }
+    iteration = {"what": "iteration", "way": "ours", "phases": {"decode": 2.0}, "scores": {"hps": 1.0}, "images": 100}
+    lines = [forward | {"batch": 1}, forward | {"batch": 12}, train | {"batch": 2}, train | {"batch": 8}, iteration]
+    run = {"size": "flux", "device": "NVIDIA H200", "command": "python x", "lines": lines}
+    source = {"gpu": "h200", "hardware": "one NVIDIA H200", "command": "python x"}
+    assert list(rates(run)) == [
+        {"what": "forward", "compiled": True, "precision": "fp8", "ms": 50.0} | source,
+        {"what": "training", "compiled": True, "checkpointed": True, "tune": "lora", "ms": 300.0} | source,
+        {"what": "decode", "ms": 20.0} | source,
+        {"what": "score", "scorer": "hps", "ms": 10.0} | source,
+    ]
+    assert all({"what", "ms", "gpu", "hardware", "command"} <= rate.keys() for rate in table()["rates"])
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    recipe = load_recipe("g2rpo", model="flux1_dev", overrides=["rollout.prompts=1", "model.lora={}"])
+    found = predicted(recipe, "NVIDIA H100 80GB HBM3", world=1)
+    assert found is not None
+    assert found["seconds"] == pytest.approx(sum(found["phases"].values()))
+    assert 30 < found["memory_gb"] < 80
+    assert predicted(recipe, "x86_64 CPU, 1 threads", world=1) is None
+    assert predicted(recipe, "NVIDIA GeForce RTX 4090", world=1) is None
 
 
 def test_a_phase_inside_another_is_counted_once() -> None:

@@ -1,74 +1,32 @@
-"""What throughput.py measures: an iteration the published way and ours, a forward, a training step. Lines of JSON."""
+"""A prompt's iteration, ours and the published way: lines of throughput.py, and how much faster one is."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from phases import Clock, seconds_of, synchronise
 from published_loop import Counts, PublishedLoop, scaled
-from random_flux import Kept, RandomFlux, Size, scorer_source, write_skeleton
+from throughput_work import Line, Work, device_name, flops_of, peak_memory, predicted, reset_peak_memory
 
 from flowrl.credit import Rewards
-from flowrl.data import PromptOrder
 from flowrl.plan import NoiseKey, Plan
-from flowrl.recipe import Recipe, Reward, load_recipe
+from flowrl.policies.flux import Flux
+from flowrl.recipe import Recipe
 from flowrl.trainer import Trainer
-from flowrl.types import Prompt
 
-Line = dict[str, Any]
 EAGER = {"autocast": "fp32", "bf16": "bf16", "fp32": "fp32"}
 """The published way's weights: fp32 under bf16 autocast, bf16, or fp32 throughout (a CPU's)."""
 
-
-class Work(NamedTuple):
-    """What a process measures on: sizes, where random weights lie, the recipe and what every line of it shares."""
-
-    size: Size
-    folder: Path
-    recipe: str
-    model: str
-    scorers: Literal["full", "small"]
-    lora: bool
-    overrides: tuple[str, ...]
-    world: int
-    peak: float
-    """TFLOP/s of matrix products, measured first."""
-
-    def load(self, *overrides: str) -> Recipe:
-        """The recipe with the shipped model fragment's values, on random weights."""
-        size = self.size
-        skeleton = write_skeleton(self.folder / f"skeleton_{size.pixels}", size)
-        own = [
-            f"rollout.prompts={self.world}",
-            f"model.source={skeleton}",
-            f"model.height={size.pixels}",
-            f"model.width={size.pixels}",
-            f"model.text_tokens={size.text_tokens}",
-            "model.lora={}" if self.lora else "model.lora=null",
-        ]
-        recipe = load_recipe(
-            self.recipe, model=self.model, overrides=[*own, *size.overrides, *self.overrides, *overrides]
-        )
-        rewards = {name: self._kept(reward) for name, reward in recipe.rewards.items()}
-        return recipe.model_copy(update={"model": RandomFlux(**dict(recipe.model)), "rewards": rewards})
-
-    def _kept(self, reward: Reward) -> Reward:
-        source = scorer_source(reward.scorer.kind, self.scorers, self.folder)
-        scorer = Kept(scorer=reward.scorer.model_copy(update={"source": source}))
-        return reward.model_copy(update={"scorer": scorer})
-
-    def trainer(self, recipe: Recipe) -> Trainer:
-        prompts = [Prompt(f"a photograph of scene {i}", i) for i in range(max(64, self.world))]
-        return Trainer(recipe, PromptOrder(prompts, recipe.rollout.prompts, recipe.run.seed))
+PLAIN = {"compile": "none", "attention": "native"}
+"""How the published programs run the model."""
 
 
 class Measured(NamedTuple):
@@ -97,14 +55,14 @@ def ours(work: Work, name: str, overrides: Sequence[str], *, without_phases: boo
         synchronise(device)
         seconds = time.perf_counter() - began
     line = _line(work, recipe, name, "ours", overrides, seconds, clock)
-    flops = recipe.model.shape().flops_per_forward if isinstance(recipe.model, RandomFlux) else 0
-    forwards, of_all = metrics["forwards"] / work.world, sum(rows)
+    forwards, of_all, plan = metrics["forwards"] / work.world, sum(rows), kept[0][0]
     line |= {
-        "forwards": {"rollout": forwards, "rows with padding": of_all, "prefix": _prefix(kept[0][0])},
+        "forwards": {"rollout": forwards, "rows with padding": of_all, "prefix": _prefix(plan)},
+        "images": len(plan.leaves) * recipe.rollout.prompts // work.world,
         "training_forwards": metrics["training_forwards"] / work.world,
         "padding_share": 1 - forwards / of_all if of_all else 0.0,
         "engine_share": line["phases"]["engine"] / seconds,
-        "tflops": {"rollout": forwards * flops / clock.seconds["rollout"] / 1e12},
+        "tflops": {"rollout": _evaluated(recipe, plan) * flops_of(recipe) / _rollout_seconds(line["phases"]) / 1e12},
         "first_seconds": first,
         "compile_seconds": compiling,
         "graphs_compiled_while_timed": _graphs() - graphs,
@@ -112,6 +70,7 @@ def ours(work: Work, name: str, overrides: Sequence[str], *, without_phases: boo
         "self_check": metrics.get("self_check"),
         "reward": metrics["reward"],
         "reward_std": metrics["reward_std"],
+        "predicted": predicted(recipe, device_name(device), work.world),
     }
     line["peak_share"] = line["tflops"]["rollout"] / work.peak
     if without_phases:
@@ -148,6 +107,13 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
         if not torch.is_grad_enabled():
             rows.append(len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]))
 
+    def counted(velocity: Any) -> Any:
+        def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            rows.append(len(x))
+            return velocity(x, *args, **kwargs)
+
+        return call
+
     def keep(scoring: Any) -> Any:
         rewards, parts = gather(scoring)
         kept.append((trainer.recipe.plan(trainer.iteration), rewards))
@@ -163,7 +129,13 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
         (trainer, "_step", clock.timed("optimiser", trainer._step)),
         (trainer, "_gather", keep),
     ]
-    replaced += [(scorer, "score", clock.timed("score", scorer.score)) for scorer in trainer.scorers.values()]
+    for name, scorer in trainer.scorers.items():
+        replaced.append((scorer, "score", clock.timed(f"score {name}", scorer.score)))
+    approximation = getattr(trainer, "approximation", None)
+    if approximation is not None:
+        for method in ("velocity", "velocity_by"):
+            timed = clock.timed("continuations", counted(getattr(approximation, method)))
+            replaced.append((approximation, method, timed))
     with ExitStack() as stack:
         for owner, name, replacement in replaced:
             stack.enter_context(patch.object(owner, name, replacement))
@@ -178,6 +150,18 @@ def _prefix(plan: Plan) -> int:
     return sum(1 for node in leading if plan.children[node])
 
 
+def _evaluated(recipe: Recipe, plan: Plan) -> float:
+    """Forwards of a prompt's rollout, those that reuse blocks counted by the blocks that run."""
+    cached = sum(
+        1
+        for kind, children in zip(getattr(plan, "kind", ()), plan.children, strict=False)
+        if children and kind == "cached"
+    )
+    cache = getattr(recipe.continuation, "cache", None)
+    first, last = (0.0, 0.0) if cache is None else cache.blocks
+    return (plan.num_forwards - (last - first) * cached) * recipe.rollout.prompts
+
+
 def _by_noise(plan: Plan, rewards: Rewards) -> dict[tuple[NoiseKey, int], list[float]]:
     """The first prompt's."""
     column = {node: i for i, node in enumerate(plan.leaves)}
@@ -189,7 +173,9 @@ def _by_noise(plan: Plan, rewards: Rewards) -> dict[tuple[NoiseKey, int], list[f
 
 def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: Sequence[str]) -> Measured:
     """One sample at a time, eager; of ``parts`` alone, scaled to the whole by what is counted."""
-    own = [f"model.dtype={EAGER[weights]}", f"run.precision={'fp32' if weights == 'fp32' else 'bf16'}", *overrides]
+    own = [f"model.dtype={EAGER[weights]}", f"run.precision={'fp32' if weights == 'fp32' else 'bf16'}"]
+    own += [f"model.{key}={value}" for key, value in PLAIN.items() if key in Flux.model_fields]
+    own += ["rollout.max_batch=1", "run.microbatch=1", *overrides]
     recipe = work.load(*own)
     trainer = work.trainer(recipe)
     device = trainer.device
@@ -203,7 +189,6 @@ def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: 
     phases, seconds = scaled(phases, measured, done, whole)
     each = [part.seconds / part.forwards for part in loop.parts]
     line = _line(work, recipe, f"published, {weights} weights", "published", own, seconds, None, phases)
-    flops = recipe.model.shape().flops_per_forward if isinstance(recipe.model, RandomFlux) else 0
     line |= {
         "weights": weights,
         "parts": [part.name for part in loop.parts],
@@ -214,9 +199,7 @@ def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: 
         "spread": (max(each) - min(each)) / statistics.mean(each),
         "forwards": {"rollout": whole.anchor + whole.forwards, "prefix": whole.anchor},
         "training_forwards": whole.training,
-        "tflops": {
-            "rollout": (done.forwards + done.anchor) * flops / _rollout_seconds(clock.seconds) / 1e12,
-        },
+        "tflops": {"rollout": sum(done[:2]) * flops_of(recipe) / _rollout_seconds(clock.seconds) / 1e12},
         "peak_memory_gb": peak_memory(device),
     }
     line["peak_share"] = line["tflops"]["rollout"] / work.peak
@@ -224,7 +207,7 @@ def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: 
 
 
 def _rollout_seconds(phases: Mapping[str, float]) -> float:
-    return phases.get("prefix", 0.0) + phases["branches"]
+    return sum(phases.get(name, 0.0) for name in ("prefix", "rollout", "branches", "continuations"))
 
 
 def _touch(trainer: Trainer) -> None:
@@ -240,63 +223,6 @@ def _touch(trainer: Trainer) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
 
 
-# ---- a forward, a training step
-
-
-def forwards(work: Work, name: str, overrides: Sequence[str], batches: Sequence[int], *, backward: bool) -> list[Line]:
-    """Milliseconds per sample of a forward, or of a training forward and backward, by batch size."""
-    recipe = work.load(*overrides)
-    trainer = work.trainer(recipe)
-    policy, device = trainer.policy, trainer.device
-    flops = recipe.model.shape().flops_per_forward if isinstance(recipe.model, RandomFlux) else 0
-    lines = []
-    for batch in batches:
-        cond = policy.encode([Prompt("a photograph", 0)] * batch)
-        x = torch.randn(batch, *policy.latent_shape, device=device)
-        sigma = torch.linspace(1, 0.1, batch, device=device)
-
-        def run(x: torch.Tensor = x, sigma: torch.Tensor = sigma, cond: Any = cond) -> None:
-            with torch.set_grad_enabled(backward):
-                v = policy.velocity(x, sigma, cond)
-            if backward:
-                trainer.accelerator.backward(v.square().mean())
-                trainer.optimizer.zero_grad(set_to_none=True)
-
-        try:
-            first, found = _repeated(run, device)
-        except torch.cuda.OutOfMemoryError:
-            lines.append({"name": name, "what": "train" if backward else "forward", "batch": batch, "failed": "memory"})
-            trainer.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            continue
-        per_sample = statistics.median(found) / batch
-        counted = 3 if backward else 1
-        lines.append(
-            {
-                "name": name,
-                "what": "train" if backward else "forward",
-                "tune": "lora" if work.lora else "full",
-                "overrides": list(overrides),
-                "batch": batch,
-                "ms_per_sample": 1000 * per_sample,
-                "spread": (max(found) - min(found)) / statistics.median(found),
-                "peak_share": counted * flops / per_sample / 1e12 / work.peak,
-                "counted_forwards": counted,
-                "first_seconds": first,
-                "peak_memory_gb": peak_memory(device),
-            }
-        )
-    return lines
-
-
-def _repeated(run: Any, device: torch.device, count: int = 5) -> tuple[float, list[float]]:
-    """Seconds of the first call, which compiles, and of ``count`` after two more."""
-    first = seconds_of(run, device)
-    run()
-    reset_peak_memory(device)
-    return first, [seconds_of(run, device) for _ in range(count)]
-
-
 # ---- lines
 
 
@@ -310,19 +236,23 @@ def _line(
     clock: Clock | None,
     phases: Mapping[str, float] | None = None,
 ) -> Line:
-    found = dict(clock.seconds if clock is not None else phases or {})
+    of_each = dict(clock.seconds if clock is not None else phases or {})
+    found: dict[str, float] = defaultdict(float)
+    for phase, value in of_each.items():  # the scorers together
+        found[phase.split()[0]] += value
     found["engine"] = max(0.0, seconds - sum(found.values()))
     return {
         "what": "iteration",
         "recipe": work.recipe,
         "name": name,
         "way": way,
-        "tune": "lora" if work.lora else "full",
+        "tune": work.tune,
         "world": work.world,
         "overrides": list(overrides),
         "rollout": recipe.rollout.model_dump(),
         "seconds": seconds,
-        "phases": found,
+        "phases": dict(found),
+        "scores": {phase.split()[1]: value for phase, value in of_each.items() if " " in phase},
         "beside": clock.beside if clock is not None else {},
     }
 
@@ -344,27 +274,6 @@ def compare(first: Measured, other: Measured) -> Line:
         "mean_reward_difference": statistics.fmean(apart) if apart else None,
         "reward_std": float(spread) if apart else None,
     }
-
-
-# ---- the device
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """GB, the text encoders not counted: they are never loaded."""
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def free() -> None:
-    """Give back what is no longer referred to, compiled code included: each line begins on an empty device."""
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _compile_seconds() -> float:
