@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,11 +12,11 @@ from typer.core import TyperGroup
 
 from flowrl.commands import evaluate
 from flowrl.commands.judge import judge_app
-from flowrl.commands.plan import ModelOption, OverridesArgument, RecipeArgument, RewardsOption, plan
 from flowrl.commands.scorers import scorers_app
 from flowrl.commands.unigenbench import unigenbench
 
 if TYPE_CHECKING:
+    from flowrl.costs import Cost
     from flowrl.recipe import Recipe
 
 
@@ -45,11 +46,21 @@ world_app = typer.Typer(help="Embedded worlds: build one from a seed, or look at
 app.add_typer(world_app, name="world")
 app.command("eval")(evaluate.evaluate)
 app.command()(evaluate.compare)
-app.command()(plan)
 app.add_typer(judge_app, name="judge")
 app.command()(unigenbench)
 app.add_typer(scorers_app, name="scorers")
 
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Values that win over the recipe's, for example rollout.group=4."),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="Model fragment (name or file) in place of the recipe's.")
+]
+RewardsOption = Annotated[
+    str | None, typer.Option("--rewards", metavar="R", help="Rewards fragment (name or file) in place of the recipe's.")
+]
 RunFolderOption = Annotated[
     Path | None, typer.Option("--output", metavar="DIR", help="Where everything goes; by default runs/RECIPE-MODEL.")
 ]
@@ -69,6 +80,12 @@ GraceOption = Annotated[
         "--grace", min=0, metavar="SECONDS", help="What a signal leaves the iteration in flight; no limit by default."
     ),
 ]
+IterationOption = Annotated[int, typer.Option("--iteration", metavar="I", help="Which iteration, from 0.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", metavar="GPU", help="Predict seconds and memory: h200, h100 or a100.")
+]
+GpusOption = Annotated[int | None, typer.Option("--gpus", metavar="N", help="So many of them; by default 1.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ModelOrRunArgument = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's name, a pipeline folder or hub id, or a run's folder.")
 ]
@@ -147,6 +164,34 @@ def train(
         typer.echo("\n".join(describe(summary)))
     if summary.signal is not None and summary.resume is not None:
         raise typer.Exit(128 + summary.signal)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    model: ModelOption = None,
+    rewards: RewardsOption = None,
+    iteration: IterationOption = 0,
+    gpus: GpusOption = None,
+    gpu: GpuOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what an iteration costs before it runs: counts per prompt and, with --gpu, seconds and memory."""
+    from flowrl.commands.prediction import asked_for, print_prediction
+    from flowrl.costs import iteration_cost
+    from flowrl.recipe import load_recipe
+
+    loaded = load_recipe(recipe, model=model, rewards=rewards, overrides=overrides or ())
+    cost = iteration_cost(loaded, iteration)
+    prediction = asked_for(loaded, gpu, gpus, iteration)
+    if as_json:
+        found = _plain(cost) | ({} if prediction is None else {"prediction": prediction.plain()})
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_cost(loaded, cost, iteration)
+    if prediction is not None:
+        print_prediction(prediction)
 
 
 @app.command()
@@ -229,7 +274,6 @@ def _world_module(name: str, module: str) -> Any:
 def _print_dry_run(recipe: Recipe) -> None:
     import yaml
 
-    from flowrl.commands.plan import print_cost
     from flowrl.costs import iteration_cost
     from flowrl.data import check_disjoint, load_prompts
 
@@ -240,8 +284,32 @@ def _print_dry_run(recipe: Recipe) -> None:
     for name, source in sources.items():
         count = f"{len(local[name]):,} prompts" if name in local else "fetched when training starts"
         typer.echo(f"{name}: {source}, {count}")
-    print_cost(recipe, iteration_cost(recipe), iteration=0)
+    _print_cost(recipe, iteration_cost(recipe), iteration=0)
     recipe.check_scorers()
+
+
+def _print_cost(recipe: Recipe, cost: Cost, iteration: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("per prompt", "", title=f"{recipe.name}: iteration {iteration}", title_justify="left")
+    table.columns[1].justify = "right"
+    values = _plain(cost)
+    flops = values.pop("flops", {})
+    for name, value in values.items():
+        table.add_row(name, f"{value:,}")
+    for name, value in flops.items():
+        table.add_row(f"FLOPs, {name}", f"{value:.3g}")
+    Console().print(table)
+
+
+def _plain(cost: Cost) -> dict[str, Any]:
+    """The cost as JSON values: whole numbers as such, FLOPs only where they are known."""
+    values = {key: value for key, value in cost._asdict().items() if key != "flops"}
+    plain: dict[str, Any] = {k: int(v) if float(v).is_integer() else round(v, 2) for k, v in values.items()}
+    if cost.flops is not None:
+        plain["flops"] = cost.flops._asdict()
+    return plain
 
 
 if __name__ == "__main__":
