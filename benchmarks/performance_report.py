@@ -17,8 +17,21 @@ from flowrl.rates import table
 Line = dict[str, Any]
 Columns = dict[str, Callable[[Line], object]]
 """Head -> what a line has in that column."""
-PHASES = ("encode", "prefix", "rollout", "branches", "continuations", "decode", "score", "train", "optimiser", "engine")
-COLOURS = ("#999999", "#1b4f72", "#2e86c1", "#2e86c1", "#5dade2", "#f39c12", "#d35400", "#27ae60", "#145a32", "#e74c3c")
+PHASES = {
+    "encode": "#999999",
+    "prefix": "#1b4f72",
+    "rollout": "#2e86c1",
+    "branches": "#2e86c1",
+    "continuations": "#5dade2",
+    "decode": "#f39c12",
+    "score": "#d35400",
+    "waiting": "#f5b7b1",
+    "train": "#27ae60",
+    "optimiser": "#145a32",
+    "engine": "#e74c3c",
+}
+"""And their colours. Ours has a rollout, whose prefix and branches share batches; with rollout.score_ahead decoding and
+scoring run beside it, and what is left of them is waiting."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -319,7 +332,7 @@ def _figure(lines: Sequence[Line], page: Path, kind: str) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(lines) if kind == "phases" else 4), layout="constrained")
+    figure = Figure(figsize=(8, 1.6 + 0.45 * len(lines) if kind == "phases" else 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw: Callable[..., None] = _bars if kind == "phases" else _curves
@@ -334,7 +347,7 @@ def _figure(lines: Sequence[Line], page: Path, kind: str) -> str:
 def _bars(axes: Any, lines: Sequence[Line]) -> None:
     labels = [f"{line['recipe']}\n{_label(line)}" for line in lines]
     left = [0.0] * len(lines)
-    for phase, colour in zip(PHASES, COLOURS, strict=True):
+    for phase, colour in PHASES.items():
         widths = [line["phases"].get(phase, 0.0) for line in lines]
         if any(widths):
             axes.barh(range(len(lines)), widths, left=left, color=colour, label=phase)
@@ -342,7 +355,7 @@ def _bars(axes: Any, lines: Sequence[Line]) -> None:
     axes.set_yticks(range(len(lines)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("seconds of an iteration, one prompt a process")
-    axes.legend(fontsize=7, ncols=4)
+    axes.figure.legend(fontsize=7, ncols=5, loc="outside lower center")
 
 
 def _curves(axes: Any, lines: Sequence[Line]) -> None:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -165,16 +165,26 @@ def _drawn(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) ->
 
 @torch.no_grad()
 def fill(module: nn.Module, seed: int = SEED) -> None:
-    """Every parameter from a generator of its own: matrices of std 1 / sqrt(inputs), norms about 1, biases small."""
+    """Every parameter from a generator of its own: matrices of std 1 / sqrt(inputs), norms about 1, biases small. As in
+    a trained model, time and guidance matter by their low frequencies: bf16 weights have them rounded to 8 bits."""
     for name, parameter in module.named_parameters():
         drawn = torch.randn(
             parameter.shape, generator=_generator(name, parameter.device, seed), device=parameter.device
         )
         if parameter.dim() > 1:
             drawn /= math.sqrt(math.prod(parameter.shape[1:]))
+            if name.endswith(("timestep_embedder.linear_1.weight", "guidance_embedder.linear_1.weight")):
+                drawn *= _low_frequencies(parameter.shape[1]).to(drawn)
         else:
             drawn = drawn.mul_(0.02).add_(1.0 if name.endswith("weight") else 0.0)
         parameter.copy_(drawn)
+
+
+def _low_frequencies(channels: int) -> Tensor:
+    """[channels] factors of the sinusoidal embedding's cosines and sines, whose frequencies fall from 1 to 1e-4: those
+    above 0.01 are damped in proportion."""
+    frequency = 10_000.0 ** -torch.linspace(0, 1, channels // 2 + 1)[:-1]
+    return (0.01 / frequency).clamp(max=1.0).repeat(2)
 
 
 def _generator(name: str, device: torch.device, seed: int = SEED) -> torch.Generator:
@@ -189,8 +199,11 @@ _LOADED: dict[str, Scorer] = {}
 class Kept(ScorerConfig):
     """Another scorer, loaded once a process, however many trainers ask for it. No kind: recipes cannot name it."""
 
-    kind: ClassVar[str] = "kept"
     scorer: ScorerConfig
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return self.scorer.kind
 
     def load(self, device: torch.device) -> Scorer:
         key = f"{self.scorer!r} {device}"

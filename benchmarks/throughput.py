@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of every line")
     found.add_argument("--set-published", nargs="*", default=[], metavar="KEY=VALUE")
     found.add_argument("--batches", nargs="*", type=int, default=[1, 4, 12])
-    found.add_argument("--scorers", choices=["full", "small"], help="by default full for flux, small for tiny")
+    found.add_argument("--scorers", choices=["full", "small"], help="by default full for an iteration of flux")
     found.add_argument("--without-phases", action="store_true")
     found.add_argument("--processes", type=int, default=1)
     found.add_argument("--minutes", type=float, default=9.0, help="no line is begun after so many")
@@ -91,7 +91,7 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
         folder=options.folder or cache_dir("benchmark"),
         recipe=options.recipe,
         model=options.model,
-        scorers=options.scorers or ("full" if options.size == "flux" else "small"),
+        scorers=options.scorers or ("full" if options.size == "flux" and options.what == "iteration" else "small"),
         lora=options.tune == "lora",
         overrides=tuple(options.set),
         world=int(os.environ.get("WORLD_SIZE", "1")),

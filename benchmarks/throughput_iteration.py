@@ -16,6 +16,7 @@ from phases import Clock, seconds_of, synchronise
 from published_loop import Counts, PublishedLoop, scaled
 from throughput_work import Line, Work, device_name, flops_of, peak_memory, predicted, reset_peak_memory
 
+from flowrl.background import Background
 from flowrl.credit import Rewards
 from flowrl.plan import NoiseKey, Plan
 from flowrl.policies.flux import Flux
@@ -25,7 +26,7 @@ from flowrl.trainer import Trainer
 EAGER = {"autocast": "fp32", "bf16": "bf16", "fp32": "fp32"}
 """The published way's weights: fp32 under bf16 autocast, bf16, or fp32 throughout (a CPU's)."""
 
-PLAIN = {"compile": "none", "attention": "native"}
+PLAIN = {"compile": "none", "attention": "native", "gradient_checkpointing": "true"}
 """How the published programs run the model."""
 
 
@@ -128,6 +129,8 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
         (trainer, "learner", dataclasses.replace(learner, backward=clock.timed("train", learner.backward))),
         (trainer, "_step", clock.timed("optimiser", trainer._step)),
         (trainer, "_gather", keep),
+        (Background, "wait_for_room", clock.timed("waiting", Background.wait_for_room)),
+        (Background, "finish", clock.timed("waiting", Background.finish)),
     ]
     for name, scorer in trainer.scorers.items():
         replaced.append((scorer, "score", clock.timed(f"score {name}", scorer.score)))
@@ -278,9 +281,9 @@ def compare(first: Measured, other: Measured) -> Line:
 
 def _compile_seconds() -> float:
     """What torch's compiler says it has taken, all frames together."""
-    from torch._dynamo.utils import compilation_time_metrics
+    from torch._dynamo.utils import compilation_time_metrics as metrics
 
-    return float(sum(compilation_time_metrics.get("_compile.compile_inner", [0.0])))
+    return float(max(sum(metrics.get(name, [])) for name in ("entire_frame_compile", "_compile.compile_inner")))
 
 
 def _graphs() -> int:
