@@ -76,7 +76,8 @@ def _tokens_times_width(work: Work) -> float:
     shape = work.shape
     latent = shape.latent_shape  # [tokens, channels], or [channels, rows, columns] of which 2x2 are a token
     image_tokens = latent[0] if len(latent) == 2 else latent[1] * latent[2] // 4
-    return (image_tokens + shape.text_tokens) * width(shape) * work.evals
+    text_tokens = shape.text_tokens + vars(shape).get("clip_tokens", 0)
+    return (image_tokens + text_tokens) * width(shape) * work.model.evals_per_velocity
 
 
 # ---- the transformer

@@ -106,9 +106,7 @@ class Work:
         self.model, self.shape = _sizes(recipe)
         self.plan = recipe.plan(iteration)
         self.prompts = len(rank_slice(recipe.rollout.prompts, 0, gpus).positions)
-        self.evals = getattr(self.model, "evals_per_velocity", 1)
-        """Transformer evaluations per velocity."""
-        self.flops = self.shape.flops_per_forward * self.evals / table()["reference"]["flops"]
+        self.flops = self.shape.flops_per_forward * self.model.evals_per_velocity / table()["reference"]["flops"]
         self.pixels = self.shape.height * self.shape.width / table()["reference"]["pixels"]
         self.sharded = gpus > 1 and self.model.lora is None and getattr(recipe.run, "parallel", "auto") != "ddp"
         self.compiled = getattr(self.model, "compile", "none") != "none"

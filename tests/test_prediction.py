@@ -73,6 +73,16 @@ def test_all_weights_fit_on_four_gpus_but_not_on_one() -> None:
     assert sharded.seconds["communication"] > predicted(gpus=4).seconds["communication"] > 0
 
 
+def test_guidance_doubles_what_another_model_costs() -> None:
+    loaded = load_recipe("flow_grpo", model="sd35_medium", overrides=["rollout.prompts=1"])
+    found = predict(loaded, gpu_name="h200", gpus=1)
+    shape = loaded.model.shape()
+    assert shape is not None
+    per_forward = 0.0915 * 2 * shape.flops_per_forward / FLUX1_DEV.flops_per_forward
+    assert found.seconds["rollout"] == pytest.approx(loaded.plan().num_forwards * per_forward)
+    assert any("scaled by FLOPs" in text for text in found.estimates)
+
+
 def test_recomputation_saves_memory() -> None:
     kept, recomputed = (predicted(f"model.gradient_checkpointing={c}", "run.microbatch=4") for c in ("false", "true"))
     assert recomputed.memory_gb["training"] < kept.memory_gb["training"] / 4

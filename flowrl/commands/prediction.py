@@ -27,33 +27,31 @@ def asked_for(recipe: Recipe, gpu: str | None, gpus: int | None, iteration: int)
 
 
 def print_prediction(found: Prediction) -> None:
+    from rich.console import Console
+
     how = "weights sharded" if found.sharded else "all weights on each" if found.gpus > 1 else "alone"
-    title = f"{found.gpus} x {found.gpu}, {how}, {found.prompts_per_gpu} prompts each"
-    seconds = _table("seconds of an iteration", title)
+    prompts = f"{found.prompts_per_gpu} prompt{'s' if found.prompts_per_gpu > 1 else ''}"
+    typer.echo(f"{found.gpus} x {found.gpu}, {how}, {prompts} each")
+    seconds = _table("seconds of an iteration")
     for name, value in found.seconds.items():
         seconds.add_row(name, f"{value:.2f}")
     seconds.add_row("all", f"{found.total_seconds:.2f}")
-    memory = _table("GB on each GPU", "")
+    memory = _table("GB on each GPU")
     for name, value in found.memory_gb.items():
         memory.add_row(name, f"{value:.2f}")
     verdict = "fits" if found.fits else "does not fit"
     memory.add_row("at most at once", f"{found.peak_gb:.1f} of {found.memory_there_gb:g}: {verdict}")
-    for table in (seconds, memory):
-        _print(table)
+    console = Console()
+    console.print(seconds)
+    console.print(memory)
     typer.echo("Estimates, not measured on this GPU:")
     for text in found.estimates:
         typer.echo(f"- {text}")
 
 
-def _table(head: str, title: str) -> Table:
+def _table(head: str) -> Table:
     from rich.table import Table
 
-    table = Table(head, "", title=title or None, title_justify="left")
+    table = Table(head, "")
     table.columns[1].justify = "right"
     return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
