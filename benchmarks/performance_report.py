@@ -102,7 +102,7 @@ def in_words(line: Line) -> str:
         return (
             f"{line['recipe']}: {line['fast']} is {line['ratio']:.2f} times as fast as {line['slow']}; rewards of the "
             f"same noise differ by at most {apart} ({line['rewards_compared']} compared, their std is "
-            f"{_number(line['reward_std'], 3)})"
+            f"{_number(line['reward_std'], 3)}), rank correlation {_number(line['rank_correlation'], 3)}"
         )
     if line["what"] != "iteration":
         return (
@@ -221,6 +221,7 @@ def _ratios(lines: Sequence[Line]) -> str:
         "largest difference": lambda line: _number(line["max_reward_difference"], 3),
         "mean difference": lambda line: _number(line["mean_reward_difference"], 3),
         "their std": lambda line: _number(line["reward_std"], 3),
+        "rank correlation in a group": lambda line: _number(line["rank_correlation"], 3),
         "run": lambda line: line["run"],
     }
     return _table(columns, [line for line in lines if line["what"] == "ratio"])

@@ -68,7 +68,7 @@ def _per_sample(run: Any, work: Work, recipe: Recipe, batch: int, device: torch.
     return {
         "ms_per_sample": 1000 * seconds,
         "spread": (max(found) - min(found)) / statistics.median(found),
-        "peak_share": counted * flops_of(recipe) / seconds / 1e12 / work.peak,
+        "peak_share": counted * flops_of(recipe).per_forward / seconds / 1e12 / work.peak,
         "counted_forwards": counted,
         "first_seconds": first,
         "peak_memory_gb": peak_memory(device),

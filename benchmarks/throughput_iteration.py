@@ -30,11 +30,15 @@ PLAIN = {"compile": "none", "attention": "native", "gradient_checkpointing": "tr
 """How the published programs run the model."""
 
 
+Rewarded = dict[tuple[NoiseKey, int], list[float]]
+"""By the noise of a sample and the granularity, each reward."""
+
+
 class Measured(NamedTuple):
-    """A line, and the rewards that it ended with, by noise and granularity."""
+    """A line, and the rewards that it ended with."""
 
     line: Line
-    rewards: dict[tuple[NoiseKey, int], list[float]]
+    rewards: Rewarded
 
 
 # ---- an iteration, ours
@@ -57,13 +61,14 @@ def ours(work: Work, name: str, overrides: Sequence[str], *, without_phases: boo
         seconds = time.perf_counter() - began
     line = _line(work, recipe, name, "ours", overrides, seconds, clock)
     forwards, of_all, plan = metrics["forwards"] / work.world, sum(rows), kept[0][0]
+    prompts = recipe.rollout.prompts // work.world
     line |= {
         "forwards": {"rollout": forwards, "rows with padding": of_all, "prefix": _prefix(plan)},
-        "images": len(plan.leaves) * recipe.rollout.prompts // work.world,
+        "images": len(plan.leaves) * prompts,
         "training_forwards": metrics["training_forwards"] / work.world,
         "padding_share": 1 - forwards / of_all if of_all else 0.0,
         "engine_share": line["phases"]["engine"] / seconds,
-        "tflops": {"rollout": _evaluated(recipe, plan) * flops_of(recipe) / _rollout_seconds(line["phases"]) / 1e12},
+        "tflops": {"rollout": flops_of(recipe).rollout * prompts / _rollout_seconds(line["phases"]) / 1e12},
         "first_seconds": first,
         "compile_seconds": compiling,
         "graphs_compiled_while_timed": _graphs() - graphs,
@@ -153,19 +158,7 @@ def _prefix(plan: Plan) -> int:
     return sum(1 for node in leading if plan.children[node])
 
 
-def _evaluated(recipe: Recipe, plan: Plan) -> float:
-    """Forwards of a prompt's rollout, those that reuse blocks counted by the blocks that run."""
-    cached = sum(
-        1
-        for kind, children in zip(getattr(plan, "kind", ()), plan.children, strict=False)
-        if children and kind == "cached"
-    )
-    cache = getattr(recipe.continuation, "cache", None)
-    first, last = (0.0, 0.0) if cache is None else cache.blocks
-    return (plan.num_forwards - (last - first) * cached) * recipe.rollout.prompts
-
-
-def _by_noise(plan: Plan, rewards: Rewards) -> dict[tuple[NoiseKey, int], list[float]]:
+def _by_noise(plan: Plan, rewards: Rewards) -> Rewarded:
     """The first prompt's."""
     column = {node: i for i, node in enumerate(plan.leaves)}
     return {(plan.noise_key[leaf], s): rewards.values[0, column[leaf]].tolist() for leaf, s in plan.readings}
@@ -202,7 +195,7 @@ def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: 
         "spread": (max(each) - min(each)) / statistics.mean(each),
         "forwards": {"rollout": whole.anchor + whole.forwards, "prefix": whole.anchor},
         "training_forwards": whole.training,
-        "tflops": {"rollout": sum(done[:2]) * flops_of(recipe) / _rollout_seconds(clock.seconds) / 1e12},
+        "tflops": {"rollout": sum(done[:2]) * flops_of(recipe).per_forward / _rollout_seconds(clock.seconds) / 1e12},
         "peak_memory_gb": peak_memory(device),
     }
     line["peak_share"] = line["tflops"]["rollout"] / work.peak
@@ -261,7 +254,8 @@ def _line(
 
 
 def compare(first: Measured, other: Measured) -> Line:
-    """How much faster ``other`` is, and how far its rewards are from those of the same noise."""
+    """How much faster ``other`` is, and how far its rewards are from those of the same noise: by how much they differ,
+    and the mean rank correlation (Spearman's) inside a group."""
     shared = first.rewards.keys() & other.rewards.keys()
     apart = [abs(a - b) for key in shared for a, b in zip(first.rewards[key], other.rewards[key], strict=True)]
     spread = torch.tensor([first.rewards[key] for key in shared]).std(0).mean() if len(shared) > 1 else torch.nan
@@ -276,7 +270,22 @@ def compare(first: Measured, other: Measured) -> Line:
         "max_reward_difference": max(apart, default=None),
         "mean_reward_difference": statistics.fmean(apart) if apart else None,
         "reward_std": float(spread) if apart else None,
+        "rank_correlation": _rank_correlation(first.rewards, other.rewards),
     }
+
+
+def _rank_correlation(first: Rewarded, other: Rewarded) -> float | None:
+    """Mean over groups (samples with noise at the same steps, of one granularity) and rewards; None without any."""
+    groups: dict[tuple[object, ...], list[tuple[NoiseKey, int]]] = defaultdict(list)
+    for key, stream in first.keys() & other.keys():
+        groups[tuple(step for step, _ in key), stream].append((key, stream))
+    found = []
+    for group in groups.values():
+        ranks = [torch.tensor([of[key] for key in group]).argsort(0).argsort(0).double() for of in (first, other)]
+        if len(group) > 1:
+            a, b = (rank - rank.mean(0) for rank in ranks)
+            found += ((a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()).tolist()
+    return statistics.fmean(found) if found else None
 
 
 def _compile_seconds() -> float:

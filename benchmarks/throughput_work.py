@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from random_flux import Kept, RandomFlux, Size, scorer_source, write_skeleton
 
+from flowrl.costs import Flops, iteration_cost
 from flowrl.data import PromptOrder
 from flowrl.prediction import predict
 from flowrl.rates import table
@@ -68,9 +69,11 @@ class Work(NamedTuple):
         return Trainer(recipe, PromptOrder(prompts, recipe.rollout.prompts, recipe.run.seed))
 
 
-def flops_of(recipe: Recipe) -> int:
-    """Of a forward of one sample."""
-    return recipe.model.shape().flops_per_forward if isinstance(recipe.model, RandomFlux) else 0
+def flops_of(recipe: Recipe) -> Flops:
+    """Of the transformer, a prompt."""
+    found = iteration_cost(recipe).flops
+    assert found is not None, "the skeleton's sizes are known"
+    return found
 
 
 def predicted(recipe: Recipe, device_name: str, world: int) -> Line | None:

@@ -40,6 +40,7 @@ def test_the_published_way_has_our_rewards(
     ours, published, ratio = measure(tmp_path, recipe, "--recipe", recipe, *arguments)["lines"]
     assert ratio["rewards_compared"] == num_compared
     assert ratio["max_reward_difference"] < REWARD_TOLERANCE < ratio["reward_std"] / 10
+    assert ratio["rank_correlation"] == pytest.approx(1)
     assert ratio["ratio"] == pytest.approx(published["seconds"] / ours["seconds"])
     assert ours["forwards"]["rollout"] < published["forwards"]["rollout"]
     for line in (ours, published):
