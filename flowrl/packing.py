@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flowrl.engine import execute
+from flowrl.engine import Rollout, execute
 from flowrl.kernels.flow_sde import FlowSde
 from flowrl.noise import Noise
 from flowrl.plan import Plan
@@ -20,7 +20,17 @@ from flowrl.types import Cond
 def batch_sizes(plan: Plan, num_prompts: int, max_batch: int) -> list[int]:
     """Rows of each velocity call of one rollout of ``num_prompts`` prompts by the engine, in its order."""
     policy = _Nothing()
-    execute(
+    _roll_out(policy, plan, num_prompts, max_batch)
+    return policy.calls
+
+
+def peak_residuals(plan: Plan, num_prompts: int, max_batch: int) -> int:
+    """Most residuals that such a rollout holds at once, each of the size that its model's approximation says."""
+    return _roll_out(_Nothing(), plan, num_prompts, max_batch).peak_residuals
+
+
+def _roll_out(policy: _Nothing, plan: Plan, num_prompts: int, max_batch: int) -> Rollout:
+    return execute(
         plan,
         cast(Policy, policy),
         Cond(),
@@ -32,7 +42,6 @@ def batch_sizes(plan: Plan, num_prompts: int, max_batch: int) -> list[int]:
         max_batch=max_batch,
         approximation=_Cheaper(policy) if plan.approximate else None,
     )
-    return policy.calls
 
 
 def num_padded(calls: Sequence[int], sizes: Sequence[int]) -> int:
