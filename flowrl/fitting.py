@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.engine import Rollout
-from flowrl.policies.memory import BlockBytes, TrainingPlan, free_bytes, plan_training
+from flowrl.policies.memory import BlockBytes, TrainingPlan, free_bytes, plan_training, share_of
 from flowrl.types import Cond
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def fit_training(trainer: Trainer, rollout: Rollout, cond: Cond, num_rows: int) 
             num_rows=num_rows,
             microbatch=microbatch,
             checkpointed=None if is_chosen else sum(call.checkpointed for call in speed.blocks.calls),
-            passes=policy.config.training_passes - (1 if is_chosen else 0),
+            passes=policy.config.training_passes - share_of(policy.config.gradient_checkpointing),
         )
         speed.blocks.checkpoint(found.checkpointed)
         trainer.say(describe(found, len(blocks), budget))
