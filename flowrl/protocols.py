@@ -101,7 +101,7 @@ class Policy(Protocol):
         """v [B, ...] of x [B, ...] at sigma [B] (rows may differ), cond [B]; same dtype as x."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1, float32."""
+        """Images [B, 3, H, W] in 0..1, float32. On a GPU other threads may call it while ``velocity`` runs."""
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, ``velocity`` is the untrained policy's: adapter off (LoRA) or a frozen copy (full)."""
