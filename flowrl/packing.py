@@ -13,7 +13,7 @@ from flowrl.kernels.flow_sde import FlowSde
 from flowrl.noise import Noise
 from flowrl.plan import Plan
 from flowrl.policies.row_padding import RowPadding
-from flowrl.protocols import Policy
+from flowrl.protocols import Approximation, Policy
 from flowrl.types import Cond
 
 
@@ -30,6 +30,7 @@ def batch_sizes(plan: Plan, num_prompts: int, max_batch: int) -> list[int]:
         on_leaves=lambda x, rows: None,
         device=torch.device("cpu"),
         max_batch=max_batch,
+        approximation=cast(Approximation, policy.approximation),
     )
     return policy.calls
 
@@ -56,7 +57,26 @@ class _Nothing:
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+        self.approximation = _NothingCheaper(self.calls)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        self.calls.append(len(x))
+        return torch.zeros_like(x)
+
+
+class _NothingCheaper:
+    """The same of an approximation."""
+
+    def __init__(self, calls: list[int]) -> None:
+        self.calls = calls
+
+    def refresh(self) -> None:
+        """There are no weights."""
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+        self.calls.append(len(x))
+        return torch.zeros_like(x), torch.zeros_like(x) if keep else None
+
+    def velocity_by(self, x: Tensor, sigma: Tensor, cond: Cond, residual: Tensor) -> Tensor:
         self.calls.append(len(x))
         return torch.zeros_like(x)

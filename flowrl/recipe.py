@@ -243,7 +243,15 @@ class Recipe(Section):
         """The plan of an iteration; raises UserError where schedule, grid, group, peers and updates do not fit."""
         arms = self.arms(iteration)
         with self._explained("continuation", iteration):
-            plan = compile_plan(self.grid.levels(), arms, self.continuation.paths)
+            cache = self.continuation.cache
+            plan = compile_plan(
+                self.grid.levels(),
+                arms,
+                self.continuation.paths,
+                approximate=bool(self.continuation.wanted),
+                reuse_every=None if cache is None else cache.every,
+                extrapolate=cache is not None and cache.order == 1,
+            )
         with self._explained("advantage", iteration):
             plan.peers(self.advantage.peers)
         with self._explained("train", iteration):
@@ -256,6 +264,8 @@ class Recipe(Section):
             _check_weights([reward.weight for reward in self.rewards.values()], self.advantage.mixing)
         with self._explained("evaluation", 0):
             _check_monitors(self)
+        with self._explained("continuation", 0):
+            self.model.check_continuation(self.continuation)
         seen: set[str] = set()
         for iteration in range(min(self.run.iterations, MAX_CHECKED_ITERATIONS)):
             arms = repr(self.arms(iteration))

@@ -19,6 +19,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from flowrl.approximation import approximation_of
 from flowrl.checkpoint import State
 from flowrl.credit import Rewards, num_skipped_groups
 from flowrl.data import PromptOrder, RankSlice, rank_slice
@@ -103,6 +104,7 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers, whose successor torch 2.11 lacks
             self.policy.module = self.accelerator.prepare(self.policy.module)
+        self.approximation = approximation_of(self.policy, recipe.continuation, recipe.run.precision)
         self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
         self.learner = Learner(
             self.policy,
@@ -156,6 +158,10 @@ class Trainer:
         self.intact = True
         metrics["forwards"] = float(rollout.num_forwards * self.accelerator.num_processes)
         metrics["peak_states"] = float(rollout.peak_states)
+        if self.approximation is not None:
+            counts = rollout.forwards._asdict().items()
+            metrics |= {f"forwards/{kind}": float(n * self.accelerator.num_processes) for kind, n in counts}
+            metrics["peak_residual_bytes"] = float(rollout.peak_residual_bytes)
         metrics["advantage_abs"] = float(advantage.abs().mean())
         metrics["seconds/rollout"] = rolled_out - began
         metrics["seconds/train"] = time.perf_counter() - rolled_out
@@ -183,6 +189,7 @@ class Trainer:
                 device=self.device,
                 max_batch=self.recipe.rollout.max_batch,
                 leaf_batch=self.recipe.rollout.decode_batch,
+                approximation=self.approximation,
             )
         return rollout, scoring
 
