@@ -79,6 +79,12 @@ def join() -> Watch:
     return Watch(state.process_index, state.num_processes, store, os.environ.get("MASTER_ADDR", "localhost"))
 
 
+def leave() -> None:
+    """At the end of a program whose run has gone well: NCCL complains of processes that leave without a word."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def start(parallel: Parallel, precision: Literal["fp32", "bf16"]) -> tuple[Accelerator, Sharding | None]:
     """Join the other processes. Returns accelerate's part in it and, where the model is to be sharded, how."""
     settings = sharding(parallel)
