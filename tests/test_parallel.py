@@ -310,7 +310,7 @@ def test_auto_is_what_accelerate_says(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_not_supported_is_said(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str) -> None:
-    environment(monkeypatch, ACCELERATE_USE_FSDP="true", **SETTINGS)
+    environment(monkeypatch, ACCELERATE_USE_FSDP="true", **settings)
     with pytest.raises(UserError, match=said):
         parallel.sharding("auto")
 
