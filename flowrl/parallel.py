@@ -174,6 +174,8 @@ class Sharded:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+        # Diffusers' blocks return slices. Nothing is added to one in place: gradients would differ, which is tested.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
         self.policy, self.accelerator = policy, accelerator
         self.module = cast(Any, policy.module)
         self._class = type(self.module)

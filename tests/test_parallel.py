@@ -18,6 +18,7 @@ from flowrl.tracking import read_rows
 
 LR = 1e-3
 FSDP = ("run.parallel=fsdp",)
+AUTO = ("run.microbatch=auto", "model.gradient_checkpointing=auto")
 UNEVEN = {"1": ("rollout.max_batch=3",)}
 """Rank 1 needs several times as many forwards for its rollout."""
 PROMPTS = 3
@@ -84,7 +85,7 @@ def two(recipes: dict[str, Path], alone: Path, tmp_path_factory: pytest.TempPath
             Case("reference", str(recipes["reference"]), FSDP, by_rank=UNEVEN),
             Case("flux", str(recipes["flux"]), FSDP, by_rank=UNEVEN),
             Case("lora", str(recipes["lora"]), FSDP, by_rank=UNEVEN),
-            Case("bf16", str(recipes["flux"]), (*FSDP, "run.precision=bf16"), by_rank=UNEVEN),
+            Case("bf16", str(recipes["flux"]), (*FSDP, *AUTO, "run.precision=bf16"), by_rank=UNEVEN),
             Case("one_to_two", net, FSDP, options={"resume": True, "stop_after": 3}),
             Case("to_one", net, FSDP, options={"stop_after": 2}),
             Case("to_ddp", net, FSDP, options={"stop_after": 1}),
