@@ -147,7 +147,7 @@ class Policy(Protocol):
     """The flow model that is trained: the only thing that knows its pipeline."""
 
     module: nn.Module
-    """What is trained. The trainer replaces it by ``accelerator.prepare(module)``; always call through it."""
+    """What is trained. The trainer wraps or shards it (:mod:`flowrl.parallel`); always call through it."""
     latent_shape: tuple[int, ...]
     evals_per_velocity: int
     """Transformer evaluations per velocity: 2 under classifier-free guidance, else 1."""
