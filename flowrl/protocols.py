@@ -46,7 +46,7 @@ class Cache(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     every: int = Field(default=2, ge=2)
-    blocks: tuple[float, float] = (0.25, 0.75)
+    blocks: tuple[float, float] = (0.0, 1.0)
     """First and last of the blocks that are reused, as fractions of the model's depth."""
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class Cache(BaseModel):
             raise ValueError(f"blocks must be two rising fractions of the depth between 0 and 1, got [{first}, {last}]")
         return self
 
-    order: Literal[0, 1] = 0
+    order: Literal[0, 1] = 1
     """Of the extrapolation in the noise level: the last full step's residual as it was, or the line through the last
     two, where there are two."""
 
