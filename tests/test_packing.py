@@ -39,3 +39,12 @@ def test_residuals_of_a_prompt_that_are_held_at_once(order: int, held: int) -> N
 def test_padding_stays_below_one_percent(recipe: str, num_prompts: int) -> None:
     calls = batch_sizes(load_recipe(recipe, model="flux1_dev").plan(), num_prompts, 12)
     assert num_padded(calls, [num_prompts, 12]) < 0.01 * sum(calls)
+
+
+@pytest.mark.parametrize(("num_prompts", "num_batches"), [(1, 149), (2, 290)])
+@pytest.mark.parametrize("cheaper", [["continuation.precision=fp8"], ["continuation.cache={}"]])
+def test_kinds_that_share_no_batch_still_fill_them(cheaper: list[str], num_prompts: int, num_batches: int) -> None:
+    recipe = load_recipe("g2rpo", model="flux1_dev", overrides=cheaper)
+    calls = batch_sizes(recipe.plan(), num_prompts, 12)
+    assert (sum(calls), len(calls)) == (1700 * num_prompts, num_batches)
+    assert num_padded(calls, [num_prompts, 12]) == 0

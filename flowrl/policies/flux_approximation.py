@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from flowrl.policies import flux_blocks, fp8
-from flowrl.policies.blocks import Blocks
 from flowrl.protocols import Continuation
 from flowrl.types import Cond
 
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
     from flowrl.policies.flux import FluxPolicy
-
-
-RESIDUAL = "reused residual"
-"""Its name among the conditions, with which its rows are filled up."""
 
 
 class FluxApproximation:
@@ -40,8 +36,7 @@ class FluxApproximation:
             dtype = torch.bfloat16 if self.bf16 else own.proj_out.weight.dtype
             blocks = [*own.transformer_blocks, *own.single_transformer_blocks]
             own = cast("FluxTransformer2DModel", fp8.quantised_copy(own, blocks, dtype))
-            speed = policy.speed  # its blocks are compiled, and attend, as the policy's own
-            Blocks(own, compiled=speed.blocks.compiled, attention=speed.attention.context)
+            policy.speed.twin(own)
         self.transformer = own
 
     def refresh(self) -> None:
@@ -51,36 +46,25 @@ class FluxApproximation:
 
     @torch.no_grad()
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond, *, keep: bool) -> tuple[Tensor, Tensor | None]:
-        made: list[Tensor | None] = []
-        v = self._padded(x, sigma, cond, None, self.span if keep else None, made)
-        residuals = [part for part in made if part is not None]
-        if not residuals:
-            return v, None
-        return v, (residuals[0] if len(residuals) == 1 else torch.cat(residuals))[: len(x)]
+        rows = self.policy.speed.padding.fill(torch.arange(len(x)))
+        inputs = self._inputs(x, sigma, cond, rows)
+        with self._autocast():
+            v, residual = flux_blocks.velocity(self.transformer, inputs, span=self.span if keep else None)
+        return v[: len(x)].to(x.dtype), None if residual is None else residual[: len(x)]
 
     @torch.no_grad()
     def velocity_by(self, x: Tensor, sigma: Tensor, cond: Cond, residual: Tensor) -> Tensor:
-        return self._padded(x, sigma, cond, residual, self.span, [])
+        rows = self.policy.speed.padding.fill(torch.arange(len(x)))
+        inputs, residual = self._inputs(x, sigma, cond, rows), residual[rows.to(residual.device)]
+        with self._autocast():
+            v, _ = flux_blocks.velocity(self.transformer, inputs, span=self.span, residual=residual)
+        return v[: len(x)].to(x.dtype)
 
-    def _padded(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Cond,
-        residual: Tensor | None,
-        span: tuple[int, int] | None,
-        made: list[Tensor | None],
-    ) -> Tensor:
-        """v [B, ...], rows filled up as the policy's own calls are; ``made`` takes the residuals of what was called,
-        the rows that fill at the end."""
+    def _inputs(self, x: Tensor, sigma: Tensor, cond: Cond, rows: Tensor) -> dict[str, Any]:
+        """What the transformer is called with; ``rows`` repeats some where compiled blocks want full batches."""
+        at = rows.to(x.device)
+        return self.policy.inputs(x[at], sigma[at], cond[rows])
 
-        def evaluate(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-            inputs, residual = self.policy.inputs(x, sigma, cond), cond.tensors.get(RESIDUAL)
-            # the trainer's autocast is around the policy's module, which is not called here
-            with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.bf16):
-                v, residual = flux_blocks.velocity(self.transformer, inputs, span=span, residual=residual)
-            made.append(residual)
-            return v.to(x.dtype)
-
-        with_residual = cond if residual is None else Cond({**cond.tensors, RESIDUAL: residual})
-        return self.policy.speed.padding(evaluate, x, sigma, with_residual)
+    def _autocast(self) -> AbstractContextManager[None]:
+        """The trainer's, which it wraps around the policy's module and which is not called here."""
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.bf16)
