@@ -46,7 +46,7 @@ class Cache(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     every: int = Field(default=2, ge=2)
-    blocks: tuple[float, float] = (0.0, 1.0)
+    blocks: tuple[float, float] = (0.25, 0.75)
     """First and last of the blocks that are reused, as fractions of the model's depth."""
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ def test_kinds_of_forwards_cost_few_partial_batches() -> None:
 
 @pytest.mark.parametrize(("order", "held"), [(0, 36), (1, 72)])
 def test_residuals_of_a_prompt_that_are_held_at_once(order: int, held: int) -> None:
-    """docs/continuations.md: at 12.4 MB each for FLUX.1-dev."""
+    """docs/continuations.md: at 15.6 MB each for FLUX.1-dev."""
     recipe = load_recipe("g2rpo", model="flux1_dev", overrides=[f"continuation.cache={{order: {order}}}"])
     assert peak_residuals(recipe.plan(), 1, 12) == held
 
