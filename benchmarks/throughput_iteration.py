@@ -19,7 +19,6 @@ from throughput_work import Line, Work, device_name, flops_of, peak_memory, pred
 from flowrl.background import Background
 from flowrl.credit import Rewards
 from flowrl.plan import NoiseKey, Plan
-from flowrl.policies.flux import Flux
 from flowrl.recipe import Recipe
 from flowrl.trainer import Trainer
 
@@ -139,11 +138,10 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
     ]
     for name, scorer in trainer.scorers.items():
         replaced.append((scorer, "score", clock.timed(f"score {name}", scorer.score)))
-    approximation = getattr(trainer, "approximation", None)
-    if approximation is not None:
+    if trainer.approximation is not None:
         for method in ("velocity", "velocity_by"):
-            timed = clock.timed("continuations", counted(getattr(approximation, method)))
-            replaced.append((approximation, method, timed))
+            timed = clock.timed("continuations", counted(getattr(trainer.approximation, method)))
+            replaced.append((trainer.approximation, method, timed))
     with ExitStack() as stack:
         for owner, name, replacement in replaced:
             stack.enter_context(patch.object(owner, name, replacement))
@@ -170,7 +168,7 @@ def _by_noise(plan: Plan, rewards: Rewards) -> Rewarded:
 def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: Sequence[str]) -> Measured:
     """One sample at a time, eager; of ``parts`` alone, scaled to the whole by what is counted."""
     own = [f"model.dtype={EAGER[weights]}", f"run.precision={'fp32' if weights == 'fp32' else 'bf16'}"]
-    own += [f"model.{key}={value}" for key, value in PLAIN.items() if key in Flux.model_fields]
+    own += [f"model.{key}={value}" for key, value in PLAIN.items()]
     own += ["rollout.max_batch=1", "run.microbatch=1", *overrides]
     recipe = work.load(*own)
     trainer = work.trainer(recipe)
