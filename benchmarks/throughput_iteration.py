@@ -119,12 +119,19 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
 
         return call
 
+    @contextmanager
+    def gathered() -> Iterator[None]:
+        with ExitStack() as stack:
+            with clock.phase("gathering"):
+                stack.enter_context(gather_weights())
+            yield
+
     def keep(scoring: Any) -> Any:
         rewards, parts = gather(scoring)
         kept.append((trainer.recipe.plan(trainer.iteration), rewards))
         return rewards, parts
 
-    policy, gather, learner = trainer.policy, trainer._gather, trainer.learner
+    policy, gather, learner, gather_weights = trainer.policy, trainer._gather, trainer.learner, trainer.layout.gathered
     velocity = clock.timed(lambda: "train" if torch.is_grad_enabled() else "rollout", policy.velocity)
     replaced: list[tuple[Any, str, Any]] = [
         (policy, "velocity", velocity),
@@ -133,6 +140,7 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
         (trainer, "learner", dataclasses.replace(learner, backward=clock.timed("train", learner.backward))),
         (trainer, "_step", clock.timed("optimiser", trainer._step)),
         (trainer, "_gather", keep),
+        (trainer.layout, "gathered", gathered),
         (Background, "wait_for_room", clock.timed("waiting", Background.wait_for_room)),
         (Background, "finish", clock.timed("waiting", Background.finish)),
     ]

@@ -136,7 +136,7 @@ class Work:
         self.prompts = len(rank_slice(recipe.rollout.prompts, 0, gpus).positions)
         self.flops = self.shape.flops_per_forward * self.model.evals_per_velocity / table()["reference"]["flops"]
         self.pixels = self.shape.height * self.shape.width / table()["reference"]["pixels"]
-        self.sharded = gpus > 1 and self.model.lora is None and getattr(recipe.run, "parallel", "auto") != "ddp"
+        self.sharded = gpus > 1 and self.model.lora is None and recipe.run.parallel != "ddp"
         self.compiled = is_compiled(self.model.compile, torch.device("cuda"))
         self.packing = pack(self.plan, self.prompts, recipe.rollout.max_batch)
         if (self.shape.flops_per_forward, self.shape.height) != (table()["reference"]["flops"], 720):
