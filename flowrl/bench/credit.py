@@ -11,8 +11,8 @@ continuations of x' that the method has not seen:
 Correlations are within groups: an action is compared with its siblings where its decision has any, and otherwise with
 the actions of the same prompt and grid step, which start from other states (the chains of an all-step method). In dV
 such an action has its own state's V_sde taken off first; siblings share their state, so there dV_sde and V_sde agree.
-Rewards are put on one scale: each is divided by ``spread``, its standard deviation over ``group`` independent ODE images
-of a prompt (root mean square over prompts), and weighted as in the recipe.
+Rewards are put on one scale: each is divided by its standard deviation over independent ODE images of a prompt (root
+mean square over prompts), and weighted as in the recipe.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from torch import Tensor
 
 from flowrl.bench.probe import Probe, Stand, States, exact_probe, noisy_probe
 from flowrl.bench.report import Cell, Column, Figure, Line, Panel, Row, Table
-from flowrl.bench.within import Array, ceiling, column, numbered, pearson, rounded, spearman
+from flowrl.bench.within import Array, ceiling, cell, column, numbered, pearson, rounded, spearman
 from flowrl.continuations.strided import Strided
-from flowrl.credit import Rewards
 from flowrl.noise import Noise
 from flowrl.plan import Plan, compile_plan
 from flowrl.recipe import Recipe
-from flowrl.statistics import Interval
 from flowrl.types import Arm
 
 EXACT = Strided(strides=(1, 2, 3))
@@ -105,9 +103,7 @@ def _variance(stand: Stand) -> list[float]:
 def _value_actions(stand: Stand, plan: Plan, repetition: int, samples: int, columns: _Columns) -> None:
     """Add a row per prompt and action: where it is, its advantage, and its values, [R] each."""
     rollout, values = stand.roll_out(plan, repetition)
-    weights = tuple(reward.weight for reward in stand.recipe.rewards.values())
-    rewards = Rewards(values.nan_to_num(), values.isfinite(), tuple(stand.recipe.rewards), weights)
-    advantage = stand.recipe.advantage.per_action(rewards, plan)
+    advantage = stand.advantage(values, plan)
     num_prompts, num_actions = len(stand.prompts), len(plan.actions)
     states = rollout.next.reshape(num_prompts, num_actions, *rollout.next.shape[1:]).cpu()
     of_action = {node: states[:, e] for e, node in enumerate(plan.actions)}
@@ -200,9 +196,7 @@ class Actions:
         targets = {name: values[rows] for name, values in self.targets.items()}
         pairs = {name: (first[rows], second[rows]) for name, (first, second) in self.halves.items()}
         group = numbered(self.group[rows])
-        return Actions(
-            self.method, self.step[rows], group, self.cluster[rows], self.advantage[rows], targets, pairs
-        )
+        return Actions(self.method, self.step[rows], group, self.cluster[rows], self.advantage[rows], targets, pairs)
 
 
 def actions_of(measurements: Sequence[Mapping[str, Any]], scale: Array) -> Actions:
@@ -342,10 +336,3 @@ def _figure(of_method: Mapping[str, Actions], runs: Mapping[str, tuple[str, ...]
         description="Four panels, one per value of an action; the rank correlation of each method's advantage with it "
         "against the grid step of the action.",
     )
-
-
-def cell(found: Interval | None, runs: tuple[str, ...] = ()) -> Cell:
-    """An interval as a table's entry."""
-    if found is None:
-        return Cell(note="not defined: no differences within the groups", runs=runs)
-    return Cell(value=found.mean, low=found.low, high=found.high, runs=runs)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from flowrl.continuations.strided import Strided
+from flowrl.credit import Rewards
 from flowrl.data import PromptOrder, load_prompts
 from flowrl.engine import Rollout, execute
+from flowrl.errors import UserError
 from flowrl.noise import Noise
 from flowrl.plan import NoiseKey, Peers, Plan, compile_plan
 from flowrl.protocols import Continuation, Kernel, Policy, Scorer
@@ -83,7 +85,7 @@ def noisy_probe(grid: Grid, start: int, samples: int) -> Probe:
 
 @dataclass(frozen=True)
 class States:
-    """N states at one grid index: ``x`` [N, ...] on the CPU, the prompt row of each, and names that seed their noise."""
+    """N states at one grid index: ``x`` [N, ...] on the CPU, each one's prompt row, and names that seed their noise."""
 
     x: Tensor
     prompt: tuple[int, ...]
@@ -177,8 +179,14 @@ class Stand:
 
     @classmethod
     def of(cls, recipe: Recipe, num_prompts: int, *, with_monitors: bool = False) -> Stand:
-        """Load the recipe's model and its rewards; with the monitors, those that are no reward follow them."""
-        order = PromptOrder(load_prompts(recipe.data.train), num_prompts, recipe.run.seed)
+        """Load the recipe's model and its rewards; with the monitors, those that are no reward follow them.
+
+        Raises UserError where there are fewer prompts: the same one twice would not be two.
+        """
+        known = load_prompts(recipe.data.train)
+        if not 1 <= num_prompts <= len(known):
+            raise UserError(f"{num_prompts} prompts are asked for, {recipe.data.train} has {len(known)}")
+        order = PromptOrder(known, num_prompts, recipe.run.seed)
         trainer = Trainer(recipe, order)
         scorers = dict(trainer.scorers)
         if with_monitors:
@@ -198,3 +206,11 @@ class Stand:
         """The plan on the prompts; repetitions differ in their noise, methods of one seed share it."""
         noise = Noise(self.recipe.run.seed, repetition)
         return self.setup.roll_out(plan, self.prompts, self.cond, noise, self.recipe.advantage.peers)
+
+    def advantage(self, values: Tensor, plan: Plan) -> Tensor:
+        """[P, E] the method's advantage, by what the scorers said of the plan's leaves; of [P, L, R] the rewards count."""
+        rewards = self.recipe.rewards
+        values = values[..., : len(rewards)]
+        weights = tuple(reward.weight for reward in rewards.values())
+        found = Rewards(values.nan_to_num(), values.isfinite(), tuple(rewards), weights)
+        return self.recipe.advantage.per_action(found, plan)

@@ -6,13 +6,12 @@ c clusters (prompts), m sums, b resamples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flowrl.bench.report import Cell
 from flowrl.statistics import Interval
 
 RESAMPLES = 4000
@@ -29,6 +28,13 @@ def numbered(*labels: Sequence[object] | Array) -> Array:
 def centred(values: Array, group: Array) -> Array:
     """``values`` minus their group's mean."""
     return values - (np.bincount(group, values) / np.bincount(group))[group]
+
+
+def scaled(values: Array, group: Array) -> Array:
+    """``values`` centred in their group and divided by their root mean square there; 0 where all are equal."""
+    values = centred(values, group)
+    size = np.sqrt(np.bincount(group, values**2) / np.bincount(group))[group]
+    return np.divide(values, size, out=np.zeros_like(values), where=size > 0)
 
 
 def ranks(values: Array, group: Array) -> Array:
@@ -54,7 +60,7 @@ def sums(parts: Sequence[Array], cluster: Array) -> Array:
 
 
 def interval(of_clusters: Array, statistic: Statistic, seed: int = 0) -> Interval | None:
-    """``statistic`` of the summed rows of ``of_clusters`` [c, m], with the 2.5 % and 97.5 % quantiles of its values over
+    """``statistic`` of the summed rows of ``of_clusters`` [c, m], and the 2.5 % and 97.5 % quantiles of its values over
     resampled clusters (percentile bootstrap). None where it is not defined; ends equal to the value for one cluster."""
     value = float(statistic(of_clusters.sum(0)))
     if not np.isfinite(value):
@@ -75,18 +81,18 @@ def correlation(total: Array) -> Array:
 
 
 def products(x: Array, y: Array, group: Array, cluster: Array) -> Array:
-    """[c, 3] what :func:`correlation` takes, of x and y centred within their groups."""
-    x, y = centred(x, group), centred(y, group)
+    """[c, 3] what :func:`correlation` takes, of x and y on one scale within their groups."""
+    x, y = scaled(x, group), scaled(y, group)
     return sums([x * y, x * x, y * y], cluster)
 
 
 def pearson(x: Array, y: Array, group: Array, cluster: Array) -> Interval | None:
-    """Correlation within groups: x and y are centred in each, and their products added up over all."""
+    """Correlation within groups: for groups of one size the mean of their own, whatever the spread of each."""
     return interval(products(x, y, group, cluster), correlation)
 
 
 def spearman(x: Array, y: Array, group: Array, cluster: Array) -> Interval | None:
-    """The same of the ranks within each group: for groups of one size without ties, the mean of their own."""
+    """The same of the ranks within each group."""
     return interval(products(ranks(x, group), ranks(y, group), group, cluster), correlation)
 
 
@@ -104,6 +110,13 @@ def ceiling(first: Array, second: Array, group: Array, cluster: Array) -> Interv
     return interval(products(first, second, group, cluster), largest)
 
 
+def cell(found: Interval | None, runs: tuple[str, ...] = ()) -> Cell:
+    """An interval as a table's entry."""
+    if found is None:
+        return Cell(note="not defined: nothing differs", runs=runs)
+    return Cell(value=found.mean, low=found.low, high=found.high, runs=runs)
+
+
 def rounded(values: Any) -> Any:
     """Numbers with six digits, None where one is not finite: what a measurement stores of tensors and arrays."""
     if isinstance(values, list):
@@ -114,8 +127,3 @@ def rounded(values: Any) -> Any:
 def column(values: Sequence[float | None]) -> Array:
     """A stored column as numbers, NaN for None."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Measurements from their files."""
-    return [json.loads(path.read_text()) for path in paths]

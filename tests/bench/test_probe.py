@@ -71,7 +71,8 @@ def test_the_granularities_are_those_of_the_method():
     """From a state at grid index 1 the probe visits the levels that the method's own continuation does."""
     plan = exact_probe(GRID, 1, EXACT)
     visited = {
-        stream: tuple(plan.sigma[node] for node in reversed(list(plan.ancestry(leaf)))) for leaf, stream in plan.readings
+        stream: tuple(plan.sigma[node] for node in reversed(list(plan.ancestry(leaf))))
+        for leaf, stream in plan.readings
     }
     assert tuple(visited.values()) == tuple(path.sigmas for path in EXACT.paths(GRID, 1))
 
