@@ -208,7 +208,7 @@ class Stand:
         return self.setup.roll_out(plan, self.prompts, self.cond, noise, self.recipe.advantage.peers)
 
     def advantage(self, values: Tensor, plan: Plan) -> Tensor:
-        """[P, E] the method's advantage, by what the scorers said of the plan's leaves; of [P, L, R] the rewards count."""
+        """[P, E] the method's advantage, by what the scorers said of the plan's leaves ([P, L, R]; rewards first)."""
         rewards = self.recipe.rewards
         values = values[..., : len(rewards)]
         weights = tuple(reward.weight for reward in rewards.values())
