@@ -61,7 +61,7 @@ class _Columns:
             self.values.setdefault(name, []).extend(values)
 
 
-def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64, title: str | None = None) -> dict[str, Any]:
+def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict[str, Any]:
     """Roll the method out once for every place of its schedule and value all its actions; JSON values.
 
     The policy is the recipe's model as it is; a trained one is a recipe with ``model.source=RUN/weights``.
@@ -78,7 +78,7 @@ def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64, title: 
         _value_actions(stand, plan, repetition, samples, columns)
     return {
         "kind": "credit",
-        "method": title or recipe.name,
+        "method": recipe.name,
         "seed": recipe.run.seed,
         "samples": samples,
         "prompts": [prompt.index for prompt in stand.prompts],

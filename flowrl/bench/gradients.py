@@ -40,7 +40,7 @@ from flowrl.updates import decisions_of
 # ---- measuring
 
 
-def measure(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6, title: str | None = None) -> dict[str, Any]:
+def measure(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6) -> dict[str, Any]:
     """Gradients of ``repetitions`` iterations, spread evenly over the run, each on the same prompts; JSON values.
 
     Holds all of them: 4 bytes x trainable parameters x prompts x repetitions, on the policy's device.
@@ -59,7 +59,7 @@ def measure(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6, titl
     cross, square = moments(gradients)
     return {
         "kind": "gradients",
-        "method": title or recipe.name,
+        "method": recipe.name,
         "seed": recipe.run.seed,
         "prompts": [prompt.index for prompt in stand.prompts],
         "repetitions": repetitions,

@@ -202,10 +202,13 @@ class Stand:
     def grid(self) -> Grid:
         return Grid(self.recipe.grid.num_steps, self.recipe.grid.shift)
 
-    def roll_out(self, plan: Plan, repetition: int) -> tuple[Rollout, Tensor]:
-        """The plan on the prompts; repetitions differ in their noise, methods of one seed share it."""
+    def roll_out(self, plan: Plan, repetition: int, peers: Peers | None = None) -> tuple[Rollout, Tensor]:
+        """The plan on the prompts; repetitions differ in their noise, methods of one seed share it.
+
+        ``peers`` (the recipe's unless given): who is judged together by a scorer of scope ``group``.
+        """
         noise = Noise(self.recipe.run.seed, repetition)
-        return self.setup.roll_out(plan, self.prompts, self.cond, noise, self.recipe.advantage.peers)
+        return self.setup.roll_out(plan, self.prompts, self.cond, noise, peers or self.recipe.advantage.peers)
 
     def advantage(self, values: Tensor, plan: Plan) -> Tensor:
         """[P, E] the method's advantage, by what the scorers said of the plan's leaves ([P, L, R]; rewards first)."""

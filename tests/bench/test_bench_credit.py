@@ -167,7 +167,7 @@ def test_measurements_merge_and_the_blocks_are_plain_data(tmp_path):
     recipe = recipe_of(tmp_path / "r", **ALONE)
     first = credit.measure(recipe, num_prompts=2, samples=2)
     second = credit.measure(recipe_of(tmp_path / "s", "run.seed=7", **ALONE), num_prompts=2, samples=2)
-    chains = credit.measure(recipe_of(tmp_path / "c", **CHAINS), num_prompts=2, samples=2, title="chains")
+    chains = credit.measure(recipe_of(tmp_path / "c", **CHAINS), num_prompts=2, samples=2) | {"method": "chains"}
     assert json.loads(json.dumps(first)) == first
     ranks, values, figure = credit.blocks([first, second, chains], {"tiny": ("k",)})
     assert [row.title for row in ranks.rows] == ["tiny", "chains"]
