@@ -22,9 +22,9 @@ from flowrl.hub import HUB_ID
 from flowrl.monitors import WEIGHTS_BEST
 from flowrl.output import RECIPE
 from flowrl.policies.flux import Flux
-from flowrl.policies.flux_shape import FluxShape
 from flowrl.policies.pipeline_folder import digest, locate, read_json
 from flowrl.policies.quiet import quietly
+from flowrl.policies.shape import PipelineShape
 from flowrl.protocols import PolicyConfig
 from flowrl.recipe import EvaluationSection, load_model, load_recipe
 from flowrl.recipe_files import model_names
@@ -154,7 +154,7 @@ def drawing(
     )
 
 
-def _shape(source: Source, height: int | None, width: int | None) -> FluxShape:
+def _shape(source: Source, height: int | None, width: int | None) -> PipelineShape:
     sizes = {name: size for name, size in (("height", height), ("width", width)) if size is not None}
     return source.config.model_copy(update=sizes).shape()
 

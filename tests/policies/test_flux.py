@@ -11,7 +11,8 @@ import torch
 from tiny_flux import SIZE, TEXT_TOKENS, build_pipeline
 
 from flowrl.errors import UserError
-from flowrl.policies.flux import DECODE_PIXELS, Flux, FluxPolicy
+from flowrl.policies.diffusers_policy import DECODE_PIXELS
+from flowrl.policies.flux import Flux, FluxPolicy
 from flowrl.protocols import PolicyConfig
 from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
