@@ -6,11 +6,11 @@ continuations of x' that the method has not seen:
     V_ode   mean reward of the exact ODE continuations from x' at every granularity of {1, 2, 3} (published grid)
     V_ode1  the same at granularity 1 alone
     V_sde   mean reward of ``samples`` continuations from x' with the method's kernel at every step but the last
-    dV_sde  V_sde minus the value of the state that the action was taken in: what the action itself changed
+    ΔV      a value minus the same value of the state that the action was taken in: what the action itself changed
 
 Correlations are within groups: an action is compared with its siblings where its decision has any, and otherwise with
-the actions of the same prompt and grid step, which start from other states (the chains of an all-step method). In dV
-such an action has its own state's V_sde taken off first; siblings share their state, so there dV_sde and V_sde agree.
+the actions of the same prompt and grid step, which start from other states (the chains of an all-step method): there V
+holds what earlier actions did, and ΔV does not. Siblings share their state, so that their V and ΔV are the same.
 Rewards are put on one scale: each is divided by its standard deviation over independent ODE images of a prompt (root
 mean square over prompts), and weighted as in the recipe.
 """
@@ -36,7 +36,15 @@ from flowrl.types import Arm
 
 EXACT = Strided(strides=(1, 2, 3))
 SPREAD_IMAGES = 8
-TARGETS = {"ode": "V_ode {1,2,3}", "ode1": "V_ode {1}", "sde": "V_sde", "change": "ΔV_sde"}
+TARGETS = {
+    "ode": "V_ode",
+    "ode1": "V_ode, {1}",
+    "sde": "V_sde",
+    "ode_change": "ΔV_ode",
+    "sde_change": "ΔV_sde",
+}
+VALUES = ("ode", "ode1", "sde_a", "sde_b", "before_a", "before_b", "before_ode")
+DRAWN = ("ode", "sde", "ode_change", "sde_change")
 
 
 # ---- measuring
@@ -111,11 +119,13 @@ def _value_actions(stand: Stand, plan: Plan, repetition: int, samples: int, colu
     lone = _lone(plan)
     of_root = {plan.decisions[d]: before[:, d] for d in lone if plan.decisions[d] not in of_action}
     sde = _valued(stand, plan, of_action | of_root, repetition, samples)
-    ode = _valued(stand, plan, of_action, repetition, None)
+    ode = _valued(stand, plan, of_action | of_root, repetition, None)
     nothing = torch.zeros_like(sde[plan.actions[0]])
     for e, node in enumerate(plan.actions):
         decision = plan.decision_of_action[e]
-        own = sde[plan.decisions[decision]] if decision in lone else nothing
+        parent = plan.decisions[decision] if decision in lone else None
+        own = nothing if parent is None else sde[parent]
+        own_ode = nothing[:, 0] if parent is None else ode[parent].mean(1)
         columns.extend(
             prompt=[prompt.index for prompt in stand.prompts],
             repetition=[repetition] * num_prompts,
@@ -128,6 +138,7 @@ def _value_actions(stand: Stand, plan: Plan, repetition: int, samples: int, colu
             sde_b=rounded(sde[node][:, 1].tolist()),
             before_a=rounded(own[:, 0].tolist()),
             before_b=rounded(own[:, 1].tolist()),
+            before_ode=rounded(own_ode.tolist()),
         )
 
 
@@ -210,17 +221,18 @@ def actions_of(measurements: Sequence[Mapping[str, Any]], scale: Array) -> Actio
         for name in ("prompt", "repetition", "step", "decision"):
             parts.setdefault(name, []).append(np.array(columns[name]))
         parts.setdefault("advantage", []).append(column(columns["advantage"]))
-        for name in ("ode", "ode1", "sde_a", "sde_b", "before_a", "before_b"):
+        for name in VALUES:
             parts.setdefault(name, []).append(np.stack([column(row) for row in columns[name]]) @ scale)
     whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     names = ("measurement", "repetition", "prompt", "step", "decision")
     group = numbered(*(whole[name] for name in names))
-    missing = ~np.isfinite(sum(whole[name] for name in ("advantage", "ode", "sde_a", "sde_b", "before_a", "before_b")))
+    missing = ~np.isfinite(whole["advantage"] + sum(whole[name] for name in VALUES))
     keep = np.bincount(group, missing)[group] == 0
     whole = {name: values[keep] for name, values in whole.items()}
     sde, before = (whole["sde_a"], whole["sde_b"]), (whole["before_a"], whole["before_b"])
     change = (sde[0] - before[0], sde[1] - before[1])
-    targets = {"ode": whole["ode"], "ode1": whole["ode1"], "sde": sum(sde) / 2, "change": sum(change) / 2}
+    targets = {"ode": whole["ode"], "ode1": whole["ode1"], "sde": (sde[0] + sde[1]) / 2}
+    targets |= {"ode_change": whole["ode"] - whole["before_ode"], "sde_change": (change[0] + change[1]) / 2}
     return Actions(
         method=measurements[0]["method"],
         step=whole["step"],
@@ -228,7 +240,7 @@ def actions_of(measurements: Sequence[Mapping[str, Any]], scale: Array) -> Actio
         cluster=whole["prompt"],
         advantage=whole["advantage"],
         targets=targets,
-        halves={"sde": sde, "change": change},
+        halves={"sde": sde, "sde_change": change},
     )
 
 
@@ -284,7 +296,8 @@ def _ranks_table(
         ),
         rows=tuple(rows),
         caption="Spearman's rho of the ranks. " + _HOW.format(over=over) + " Forwards of the rollout and actions: per "
-        "prompt and iteration. V_ode is what G2RPO itself measures, so it is near 1 there by construction.",
+        "prompt and iteration. V_ode is over the granularities {1, 2, 3}, what G2RPO itself measures: near 1 there by "
+        "construction.",
     )
 
 
@@ -306,7 +319,7 @@ def _values_table(
         columns=(
             *(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items()),
             Column(key="sde_ceiling", title="ceiling V_sde", digits=2),
-            Column(key="change_ceiling", title="ceiling ΔV_sde", digits=2),
+            Column(key="sde_change_ceiling", title="ceiling ΔV_sde", digits=2),
         ),
         rows=tuple(rows),
         caption=f"Pearson's r. {_HOW.format(over=over)} Ceiling: what the true value itself would have with one of "
@@ -316,7 +329,7 @@ def _values_table(
 
 def _figure(of_method: Mapping[str, Actions], runs: Mapping[str, tuple[str, ...]], over: str) -> Figure:
     panels = []
-    for target, title in TARGETS.items():
+    for target in DRAWN:
         lines = []
         for name, actions in of_method.items():
             points = []
@@ -327,7 +340,7 @@ def _figure(of_method: Mapping[str, Actions], runs: Mapping[str, tuple[str, ...]
             if points:
                 x, mean, low, high = zip(*points, strict=True)
                 lines.append(Line(title=name, x=x, mean=mean, low=low, high=high, runs=runs.get(name, ())))
-        panels.append(Panel(title=title, x="grid step", y="Spearman's rho with the advantage", lines=tuple(lines)))
+        panels.append(Panel(title=TARGETS[target], x="grid step", y="Spearman's rho", lines=tuple(lines)))
     return Figure(
         name="credit_steps",
         title="Fidelity of credit by grid step",

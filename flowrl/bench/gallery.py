@@ -1,8 +1,8 @@
 """The same prompts and noise drawn by every method, shown where a rule says: the best, the median and the worst.
 
 Pictures travel inside the measurement (PNG in base64, no side above ``THUMBNAIL``): it is all that a page needs. For
-each prompt let d be its score by one method minus its score by the untrained model, the mean over seeds. Chosen are the
-prompts of the highest, the median (of an even number the lower of the two) and the lowest d, the first among equals; and
+each prompt let d be its score by one method minus its score by the untrained model, the mean over seeds. Chosen are
+those of the highest, the median (of an even number the lower of the two) and the lowest d, the first among equals, and
 of each the pictures of the first seed.
 """
 
@@ -104,28 +104,27 @@ def chosen(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
 
 
 def gallery(
-    measurements: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, *, base: str, reference: str
-) -> Gallery:
-    """The gallery; its pictures are written into ``folder``/gallery.
+    measurements: Mapping[str, Sequence[Mapping[str, Any]]], *, base: str, reference: str
+) -> tuple[Gallery, dict[str, bytes]]:
+    """The gallery, and the files that lie beside its report.
 
     ``measurements``: method's title -> by seed; ``base`` is the untrained model's and ``reference`` the method that the
     rule is about.
     """
     found = chosen(measurements[base], measurements[reference])
     first = measurements[base][0]
-    (folder / "gallery").mkdir(parents=True, exist_ok=True)
-    comparisons = []
+    comparisons, files = [], {}
     for rule, place, difference in found:
         index, text = first["prompts"][place]
         pictures = []
         for number, (name, by_seed) in enumerate(measurements.items()):
             file = f"gallery/{index}_{number}.png"
-            atomic.write_bytes(folder / file, base64.b64decode(by_seed[0]["pictures"][place]))
+            files[file] = base64.b64decode(by_seed[0]["pictures"][place])
             pictures.append(Picture(file=file, label=name, score=by_seed[0]["values"][place]))
         why = f"{rule} difference of {first['score']} between {reference} and {base}: {difference:+.3f}"
         comparisons.append(Comparison(prompt=text, chosen=why, pictures=tuple(pictures)))
     count = len(first["prompts"])
-    return Gallery(
+    shown = Gallery(
         name="gallery",
         title="The same prompts and noise",
         comparisons=tuple(comparisons),
@@ -133,3 +132,11 @@ def gallery(
         f"{first['score']} between {reference} and {base} (means over {len(measurements[base])} seeds); noise seed "
         f"{first['noise']}, pictures of the first run.",
     )
+    return shown, files
+
+
+def write(files: Mapping[str, bytes], folder: Path) -> None:
+    """The pictures, beside the report."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(folder / name, content)

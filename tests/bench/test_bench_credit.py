@@ -97,8 +97,8 @@ def test_a_reward_for_all_steps_is_right_about_each_by_its_share(tmp_path):
     for k, share in enumerate(shares):
         rows = actions.at(k)
         where = (rows.group, rows.cluster)
-        raw = pearson(rows.advantage, rows.targets["change"], *where).mean
-        reachable = ceiling(*rows.halves["change"], *where).mean
+        raw = pearson(rows.advantage, rows.targets["sde_change"], *where).mean
+        reachable = ceiling(*rows.halves["sde_change"], *where).mean
         error = ((1 - share**2) / (40 * 15)) ** 0.5 / reachable
         assert abs(raw / reachable - share) < 3 * error
         measured.append(raw / reachable)
@@ -112,11 +112,15 @@ def test_what_an_action_changed_is_counted_from_its_own_state(tmp_path):
     group, prompts = 8, 2
     by_step = {k: columns["step"] == k for k in range(5)}
     assert (columns["before_a"][by_step[0]] == 0).all(), "siblings share their state"
+    assert (columns["before_ode"][by_step[0]] == 0).all()
     assert (columns["decision"][by_step[0]] == 0).all()
     for k in range(1, 5):
         assert by_step[k].sum() == group * prompts
         np.testing.assert_array_equal(
             np.sort(columns["before_b"][by_step[k]].ravel()), np.sort(columns["sde_b"][by_step[k - 1]].ravel())
+        )
+        np.testing.assert_array_equal(
+            np.sort(columns["before_ode"][by_step[k]].ravel()), np.sort(columns["ode"][by_step[k - 1]].ravel())
         )
         assert (columns["decision"][by_step[k]] == -1).all()
     own = recipe_of(tmp_path / "own", **CHAINS | {"schedule": {"kind": "all_steps", "roots": "own"}})

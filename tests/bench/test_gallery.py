@@ -51,7 +51,8 @@ def test_differences_are_means_over_seeds():
 def test_every_method_is_shown_with_the_same_prompt(tmp_path):
     of_method = {"base": [measurement([0.1, 0.1, 0.1])], "A": [measurement([0.3, 0.2, 0.1])]}
     of_method["B"] = [measurement([0.9, 0.0, 0.0])]
-    found = gallery.gallery(of_method, tmp_path, base="base", reference="A")
+    found, files = gallery.gallery(of_method, base="base", reference="A")
+    gallery.write(files, tmp_path)
     assert [c.prompt for c in found.comparisons] == ["prompt 0", "prompt 1", "prompt 2"]
     first = found.comparisons[0]
     assert first.chosen == "highest difference of gold between A and base: +0.200"
