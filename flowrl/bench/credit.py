@@ -17,8 +17,9 @@ mean square over prompts), and weighted as in the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from flowrl.continuations.strided import Strided
 from flowrl.noise import Noise
 from flowrl.plan import Plan, compile_plan
 from flowrl.recipe import Recipe
+from flowrl.sigmas import Grid
 from flowrl.types import Arm
 
 EXACT = Strided(strides=(1, 2, 3))
@@ -58,15 +60,16 @@ def places(recipe: Recipe) -> list[int]:
     return list(seen.values())
 
 
-@dataclass
-class _Columns:
-    """The actions as columns; ``half``: of V_sde, the two halves of its samples."""
-
-    values: dict[str, list[Any]] = field(default_factory=dict)
-
-    def extend(self, **columns: Sequence[Any]) -> None:
-        for name, values in columns.items():
-            self.values.setdefault(name, []).extend(values)
+def forwards(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> int:
+    """Velocity evaluations of :func:`measure`."""
+    grid = Grid(recipe.grid.num_steps, recipe.grid.shift)
+    total = SPREAD_IMAGES * grid.num_steps
+    for iteration in places(recipe):
+        plan = recipe.plan(iteration)
+        total += plan.num_forwards
+        for start in [grid.sigma.index(plan.sigma[node]) for node in (*plan.actions, *_first_states(plan))]:
+            total += exact_probe(grid, start, EXACT).num_forwards + noisy_probe(grid, start, samples).num_forwards
+    return total * num_prompts
 
 
 def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict[str, Any]:
@@ -77,13 +80,11 @@ def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict
     if samples < 2:
         raise ValueError(f"samples must be 2 or more, for two halves, got {samples}")
     stand = Stand.of(recipe, num_prompts)
-    columns = _Columns()
-    forwards, actions, found = 0, 0, places(recipe)
-    for repetition, iteration in enumerate(found):
-        plan = recipe.plan(iteration)
-        forwards += plan.num_forwards
-        actions += len(plan.actions)
-        _value_actions(stand, plan, repetition, samples, columns)
+    columns: dict[str, list[Any]] = {}
+    plans = [recipe.plan(iteration) for iteration in places(recipe)]
+    for repetition, plan in enumerate(plans):
+        for name, values in _valued_actions(stand, plan, repetition, samples):
+            columns.setdefault(name, []).extend(values)
     return {
         "kind": "credit",
         "method": recipe.name,
@@ -93,9 +94,9 @@ def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict
         "rewards": list(recipe.rewards),
         "weights": [reward.weight for reward in recipe.rewards.values()],
         "variance": _variance(stand),
-        "forwards": forwards / len(found),
-        "actions": actions / len(found),
-        "columns": columns.values,
+        "forwards": fmean(plan.num_forwards for plan in plans),
+        "actions": fmean(len(plan.actions) for plan in plans),
+        "columns": columns,
     }
 
 
@@ -108,44 +109,51 @@ def _variance(stand: Stand) -> list[float]:
     return variance
 
 
-def _value_actions(stand: Stand, plan: Plan, repetition: int, samples: int, columns: _Columns) -> None:
-    """Add a row per prompt and action: where it is, its advantage, and its values, [R] each."""
+def _valued_actions(stand: Stand, plan: Plan, repetition: int, samples: int) -> Iterator[tuple[str, list[Any]]]:
+    """Name and rows of columns, a row per prompt for every action: where it is, its advantage, its values [R]."""
     rollout, values = stand.roll_out(plan, repetition)
     advantage = stand.advantage(values, plan)
     num_prompts, num_actions = len(stand.prompts), len(plan.actions)
     states = rollout.next.reshape(num_prompts, num_actions, *rollout.next.shape[1:]).cpu()
-    of_action = {node: states[:, e] for e, node in enumerate(plan.actions)}
+    at = {node: states[:, e] for e, node in enumerate(plan.actions)}
     before = rollout.x.reshape(num_prompts, len(plan.decisions), *rollout.x.shape[1:]).cpu()
+    at |= {node: before[:, plan.decisions.index(node)] for node in _first_states(plan)}
     lone = _lone(plan)
-    of_root = {plan.decisions[d]: before[:, d] for d in lone if plan.decisions[d] not in of_action}
-    sde = _valued(stand, plan, of_action | of_root, repetition, samples)
-    ode = _valued(stand, plan, of_action | of_root, repetition, None)
+    sde = _valued(stand, plan, at, repetition, samples)
+    ode = _valued(stand, plan, at, repetition, None)
     nothing = torch.zeros_like(sde[plan.actions[0]])
     for e, node in enumerate(plan.actions):
         decision = plan.decision_of_action[e]
         parent = plan.decisions[decision] if decision in lone else None
         own = nothing if parent is None else sde[parent]
         own_ode = nothing[:, 0] if parent is None else ode[parent].mean(1)
-        columns.extend(
-            prompt=[prompt.index for prompt in stand.prompts],
-            repetition=[repetition] * num_prompts,
-            step=[plan.step[node]] * num_prompts,
-            decision=[-1 if decision in lone else decision] * num_prompts,
-            advantage=rounded(advantage[:, e].tolist()),
-            ode1=rounded(ode[node][:, 0].tolist()),
-            ode=rounded(ode[node].mean(1).tolist()),
-            sde_a=rounded(sde[node][:, 0].tolist()),
-            sde_b=rounded(sde[node][:, 1].tolist()),
-            before_a=rounded(own[:, 0].tolist()),
-            before_b=rounded(own[:, 1].tolist()),
-            before_ode=rounded(own_ode.tolist()),
-        )
+        rows = {
+            "prompt": [prompt.index for prompt in stand.prompts],
+            "repetition": [repetition] * num_prompts,
+            "step": [plan.step[node]] * num_prompts,
+            "decision": [-1 if decision in lone else decision] * num_prompts,
+            "advantage": rounded(advantage[:, e].tolist()),
+            "ode1": rounded(ode[node][:, 0].tolist()),
+            "ode": rounded(ode[node].mean(1).tolist()),
+            "sde_a": rounded(sde[node][:, 0].tolist()),
+            "sde_b": rounded(sde[node][:, 1].tolist()),
+            "before_a": rounded(own[:, 0].tolist()),
+            "before_b": rounded(own[:, 1].tolist()),
+            "before_ode": rounded(own_ode.tolist()),
+        }
+        yield from rows.items()
 
 
 def _lone(plan: Plan) -> set[int]:
     """Decisions with one action: nobody else was tried in the same state."""
     count = np.bincount(plan.decision_of_action)
     return {decision for decision, number in enumerate(count) if number == 1}
+
+
+def _first_states(plan: Plan) -> list[int]:
+    """Nodes in which a lone action is taken and that no action led to: the initial noise of independent chains."""
+    led_to = set(plan.actions)
+    return [node for d, node in enumerate(plan.decisions) if d in _lone(plan) and node not in led_to]
 
 
 def _valued(

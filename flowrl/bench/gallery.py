@@ -35,6 +35,11 @@ RULES = ("highest", "median", "lowest")
 # ---- measuring
 
 
+def forwards(recipe: Recipe, *, num_prompts: int = 64, **_: Any) -> int:
+    """Velocity evaluations of :func:`measure`."""
+    return num_prompts * (recipe.evaluation.generate.num_steps or recipe.evaluation.num_steps)
+
+
 def measure(recipe: Recipe, *, num_prompts: int = 64, seed: int = 0, score: str = "gold") -> dict[str, Any]:
     """Draw the first test prompts with the recipe's model through plain diffusers, and judge them; JSON values.
 

@@ -40,6 +40,16 @@ from flowrl.updates import decisions_of
 # ---- measuring
 
 
+def forwards(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6) -> int:
+    """Velocity evaluations of :func:`measure` without gradients."""
+    return num_prompts * sum(recipe.plan(iteration).num_forwards for iteration in spread(recipe, repetitions))
+
+
+def spread(recipe: Recipe, repetitions: int) -> list[int]:
+    """Iterations at equal distances over the run, so that a moving schedule is seen at all its places."""
+    return [repetition * recipe.run.iterations // repetitions for repetition in range(repetitions)]
+
+
 def measure(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6) -> dict[str, Any]:
     """Gradients of ``repetitions`` iterations, spread evenly over the run, each on the same prompts; JSON values.
 
@@ -47,14 +57,12 @@ def measure(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6) -> d
     """
     stand = Stand.of(recipe, num_prompts)
     gradients = torch.empty(0)
-    forwards = training = 0.0
-    for repetition in range(repetitions):
-        iteration = repetition * recipe.run.iterations // repetitions
+    training = 0.0
+    for repetition, iteration in enumerate(spread(recipe, repetitions)):
         found, spent = _gradients(stand, iteration, repetition)
         if not len(gradients):
             gradients = found.new_empty(num_prompts, repetitions, found.shape[1])
         gradients[:, repetition] = found
-        forwards += recipe.plan(iteration).num_forwards / repetitions
         training += spent / num_prompts / repetitions
     cross, square = moments(gradients)
     return {
@@ -64,7 +72,7 @@ def measure(recipe: Recipe, *, num_prompts: int = 16, repetitions: int = 6) -> d
         "prompts": [prompt.index for prompt in stand.prompts],
         "repetitions": repetitions,
         "parameters": gradients.shape[2],
-        "forwards": forwards,
+        "forwards": forwards(recipe, num_prompts=num_prompts, repetitions=repetitions) / num_prompts / repetitions,
         "training_forwards": training,
         "cross": rounded(cross.tolist()),
         "square": rounded(square.tolist()),

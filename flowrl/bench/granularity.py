@@ -27,7 +27,7 @@ from flowrl.bench.probe import Stand
 from flowrl.bench.report import Column, Figure, Line, Panel, Row, Table
 from flowrl.bench.within import Array, Statistic, cell, correlation, interval, members, rounded, spearman, sums
 from flowrl.continuations.strided import Strided
-from flowrl.plan import compile_plan
+from flowrl.plan import Plan, compile_plan
 from flowrl.recipe import Recipe
 from flowrl.schedules.singular import Singular
 from flowrl.sigmas import Grid
@@ -49,14 +49,23 @@ def all_paths(grid: Grid, start: int) -> tuple[Path, ...]:
     return tuple(path for paths in of_grids for path in paths)
 
 
-def measure(recipe: Recipe, *, num_prompts: int = 64, group: int | None = None) -> dict[str, Any]:
-    """Rewards and monitors of all actions at all granularities; JSON values. ``group``: the recipe's unless given."""
-    stand = Stand.of(recipe, num_prompts, with_monitors=True)
+def singular_plan(recipe: Recipe, group: int | None = None) -> Plan:
+    """Every step that can be noisy, every granularity on every grid. ``group``: the recipe's unless given."""
     steps = recipe.grid.num_steps
-    schedule = Singular(steps=tuple(range(steps - 1)))
     run = {"iteration": 0, "iterations": 1, "seed": recipe.run.seed}
-    arms = schedule.arms(num_steps=steps, group=group or recipe.rollout.group, **run)
-    plan = compile_plan(stand.grid, arms, all_paths)
+    arms = Singular(steps=tuple(range(steps - 1))).arms(num_steps=steps, group=group or recipe.rollout.group, **run)
+    return compile_plan(Grid(steps, recipe.grid.shift), arms, all_paths)
+
+
+def forwards(recipe: Recipe, *, num_prompts: int = 64, group: int | None = None) -> int:
+    """Velocity evaluations of :func:`measure`."""
+    return num_prompts * singular_plan(recipe, group).num_forwards
+
+
+def measure(recipe: Recipe, *, num_prompts: int = 64, group: int | None = None) -> dict[str, Any]:
+    """Rewards and monitors of all actions at all granularities; JSON values."""
+    stand = Stand.of(recipe, num_prompts, with_monitors=True)
+    plan = singular_plan(recipe, group)
     _, values = stand.roll_out(plan, 0, "parent")
     below = torch.tensor([[of_stream[0] for of_stream in plan.leaves_below[e]] for e in range(len(plan.actions))])
     rewards = values[:, below]  # [P, E, S, R]

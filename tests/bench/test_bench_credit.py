@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from linear import leaf
+from linear import LinearPolicy, leaf
 from runs import write_recipe
 
 from flowrl.bench import credit
@@ -186,6 +186,18 @@ def test_measurements_merge_and_the_blocks_are_plain_data(tmp_path):
 def test_more_prompts_than_there_are(tmp_path):
     with pytest.raises(UserError, match=r"8 prompts are asked for, .* has 7"):
         credit.measure(recipe_of(tmp_path / "r"), num_prompts=8)
+
+
+@pytest.mark.parametrize("roots", ["shared", "own"])
+def test_the_cost_is_known_before(tmp_path, roots, monkeypatch):
+    recipe = recipe_of(tmp_path / "r", **CHAINS | {"schedule": {"kind": "all_steps", "roots": roots}})
+    rows = []
+    original = LinearPolicy.velocity
+    monkeypatch.setattr(
+        LinearPolicy, "velocity", lambda self, x, *rest: rows.append(len(x)) or original(self, x, *rest)
+    )
+    credit.measure(recipe, num_prompts=2, samples=4)
+    assert sum(rows) == credit.forwards(recipe, num_prompts=2, samples=4)
 
 
 def test_two_halves_need_two_samples(tmp_path):

@@ -100,6 +100,7 @@ def test_a_measurement_is_json_and_says_what_it_cost(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path / "r"))
     found = gradients.measure(recipe, num_prompts=3, repetitions=2)
     assert found["forwards"] == recipe.plan().num_forwards
+    assert gradients.forwards(recipe, num_prompts=3, repetitions=2) == 6 * recipe.plan().num_forwards
     assert found["method"] == "tiny"
     assert len(found["cross"]) == len(found["square"]) == 3
     assert found["parameters"] == 16 * 11 + 16 + 16 * 6 + 6

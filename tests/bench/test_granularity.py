@@ -69,9 +69,7 @@ def test_a_measurement_is_the_rewards_of_each_path(tmp_path):
     stand = Stand.of(recipe, 2)
     rewards = torch.tensor(found["rewards"]["a"])
     action = next(e for e, step in enumerate(found["steps"]) if step == 1)
-    schedule = {"num_steps": 6, "group": 3, "iteration": 0, "iterations": 1, "seed": 0}
-    arms = granularity.Singular(steps=(0, 1, 2, 3, 4)).arms(**schedule)
-    plan = granularity.compile_plan(stand.grid, arms, granularity.all_paths)
+    plan = granularity.singular_plan(recipe)
     rollout, _ = stand.roll_out(plan, 0)
     states = rollout.next.reshape(2, len(plan.actions), 3, 2)
     for place, (grid, stride) in enumerate(STREAMS):
