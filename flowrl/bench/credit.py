@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from flowrl.bench.probe import Probe, Stand, States, exact_probe, noisy_probe
-from flowrl.bench.report import Cell, Column, Figure, Line, Panel, Row, Table
+from flowrl.bench.report import Block, Cell, Column, Figure, Line, Panel, Row, Table
 from flowrl.bench.within import Array, ceiling, cell, column, numbered, pearson, rounded, spearman
 from flowrl.continuations.strided import Strided
+from flowrl.errors import RunFailed
 from flowrl.noise import Noise
 from flowrl.plan import Plan, compile_plan
 from flowrl.recipe import Recipe
@@ -80,6 +81,7 @@ def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict
     if samples < 2:
         raise ValueError(f"samples must be 2 or more, for two halves, got {samples}")
     stand = Stand.of(recipe, num_prompts)
+    variance = _variance(stand)
     columns: dict[str, list[Any]] = {}
     plans = [recipe.plan(iteration) for iteration in places(recipe)]
     for repetition, plan in enumerate(plans):
@@ -93,7 +95,7 @@ def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict
         "prompts": [prompt.index for prompt in stand.prompts],
         "rewards": list(recipe.rewards),
         "weights": [reward.weight for reward in recipe.rewards.values()],
-        "variance": _variance(stand),
+        "variance": rounded(variance),
         "forwards": fmean(plan.num_forwards for plan in plans),
         "actions": fmean(len(plan.actions) for plan in plans),
         "columns": columns,
@@ -101,11 +103,15 @@ def measure(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> dict
 
 
 def _variance(stand: Stand) -> list[float]:
-    """[R] the mean over prompts of the variance of each reward over independent ODE images."""
+    """[R] the mean over prompts of the variance of each reward over independent ODE images. Raises RunFailed where that
+    is not a positive number: there is no scale to put the reward on."""
     grid = stand.grid
     plan = Probe.of(compile_plan(grid, [Arm({}, roots=SPREAD_IMAGES)], Strided().paths))
     _, values = stand.setup.roll_out(plan, stand.prompts, stand.cond, Noise(stand.recipe.run.seed, -1), "prompt")
-    variance: list[float] = rounded(values.var(1).nanmean(0).tolist())
+    variance: list[float] = values.var(1).nanmean(0).tolist()
+    for name, value in zip(stand.recipe.rewards, variance, strict=True):
+        if not value > 0:
+            raise RunFailed(f"reward {name} tells no image of a prompt from another (variance {value:g})")
     return variance
 
 
@@ -261,7 +267,7 @@ def all_actions(measurements: Sequence[Mapping[str, Any]]) -> dict[str, Actions]
     return {name: actions_of([found for found in measurements if found["method"] == name], scale) for name in methods}
 
 
-def blocks(measurements: Sequence[Mapping[str, Any]], runs: Mapping[str, tuple[str, ...]] | None = None) -> list[Any]:
+def blocks(measurements: Sequence[Mapping[str, Any]], runs: Mapping[str, tuple[str, ...]] | None = None) -> list[Block]:
     """Tables of both correlations over all steps, and a figure by grid step. ``runs``: method -> keys of its runs."""
     of_method, runs = all_actions(measurements), runs or {}
     first = {found["method"]: found for found in measurements}

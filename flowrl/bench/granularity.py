@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from flowrl.bench.probe import Stand
-from flowrl.bench.report import Column, Figure, Line, Panel, Row, Table
+from flowrl.bench.report import Block, Column, Figure, Line, Panel, Row, Table
 from flowrl.bench.within import Array, Statistic, cell, correlation, interval, members, rounded, spearman, sums
 from flowrl.continuations.strided import Strided
 from flowrl.plan import Plan, compile_plan
@@ -178,7 +178,7 @@ PAIRED = {
 }
 
 
-def blocks(measurements: Sequence[Mapping[str, Any]], runs: tuple[str, ...] = ()) -> list[Table | Figure]:
+def blocks(measurements: Sequence[Mapping[str, Any]], runs: tuple[str, ...] = ()) -> list[Block]:
     """Tables of pairs and of parts of variance, and two figures by grid step. ``runs``: keys of the measurements."""
     names = list(dict.fromkeys(name for found in measurements for name in found["names"]))
     of_name = {name: groups_of([m for m in measurements if name in m["names"]], name) for name in names}

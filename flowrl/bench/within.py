@@ -114,7 +114,15 @@ def cell(found: Interval | None, runs: tuple[str, ...] = ()) -> Cell:
     """An interval as a table's entry."""
     if found is None:
         return Cell(note="not defined: nothing differs", runs=runs)
-    return Cell(value=found.mean, low=found.low, high=found.high, runs=runs)
+    mean, low, high = ends(found)
+    return Cell(value=mean, low=low, high=high, runs=runs)
+
+
+def ends(found: Interval) -> tuple[float, float | None, float | None]:
+    """Mean, low, high; without ends where they are infinite: one value says nothing of its spread."""
+    if np.isinf(found.low) or np.isinf(found.high):
+        return found.mean, None, None
+    return found.mean, found.low, found.high
 
 
 def rounded(values: Any) -> Any:

@@ -13,7 +13,7 @@ from runs import write_recipe
 from flowrl.bench import credit
 from flowrl.bench.probe import Stand
 from flowrl.bench.within import ceiling, pearson, spearman
-from flowrl.errors import UserError
+from flowrl.errors import RunFailed, UserError
 from flowrl.noise import Noise
 from flowrl.recipe import load_recipe
 
@@ -181,6 +181,12 @@ def test_measurements_merge_and_the_blocks_are_plain_data(tmp_path):
     assert 0 <= values.rows[0].cells["sde_ceiling"].value <= 1
     assert len(figure.panels) == 4
     assert figure.panels[0].lines[1].x == (0, 1, 2, 3, 4)
+
+
+def test_a_reward_that_never_answers(tmp_path):
+    recipe = recipe_of(tmp_path / "r", "rewards.a.factor=0")
+    with pytest.raises(RunFailed, match=r"reward a tells no image .*variance 0"):
+        credit.measure(recipe, num_prompts=1, samples=2)
 
 
 def test_more_prompts_than_there_are(tmp_path):
