@@ -17,8 +17,7 @@ mean square over prompts), and weighted as in the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -27,8 +26,7 @@ import torch
 from torch import Tensor
 
 from flowrl.bench.probe import Probe, Stand, States, exact_probe, noisy_probe
-from flowrl.bench.report import Block, Cell, Column, Figure, Line, Panel, Row, Table
-from flowrl.bench.within import Array, ceiling, cell, column, numbered, pearson, rounded, spearman
+from flowrl.bench.within import rounded
 from flowrl.continuations.strided import Strided
 from flowrl.errors import RunFailed
 from flowrl.noise import Noise
@@ -39,15 +37,8 @@ from flowrl.types import Arm
 
 EXACT = Strided(strides=(1, 2, 3))
 SPREAD_IMAGES = 8
-TARGETS = {
-    "ode": "V_ode",
-    "ode1": "V_ode, {1}",
-    "sde": "V_sde",
-    "ode_change": "ΔV_ode",
-    "sde_change": "ΔV_sde",
-}
 VALUES = ("ode", "ode1", "sde_a", "sde_b", "before_a", "before_b", "before_ode")
-DRAWN = ("ode", "sde", "ode_change", "sde_change")
+"""Columns with a value of every reward."""
 
 
 # ---- measuring
@@ -197,169 +188,3 @@ def halves(values: Tensor) -> Tensor:
         return values.expand(-1, 2, -1)
     middle = values.shape[1] // 2
     return torch.stack([values[:, :middle].mean(1), values[:, middle:].mean(1)], 1)
-
-
-# ---- what it says
-
-
-@dataclass(frozen=True)
-class Actions:
-    """The actions of a method from all its measurements, on one scale of reward."""
-
-    method: str
-    step: Array
-    group: Array
-    cluster: Array
-    advantage: Array
-    targets: Mapping[str, Array]
-    halves: Mapping[str, tuple[Array, Array]]
-    """Of the targets that are sampled."""
-
-    def at(self, step: int | None) -> Actions:
-        """Those of one grid step; None for all."""
-        rows = np.ones(len(self.step), bool) if step is None else self.step == step
-        targets = {name: values[rows] for name, values in self.targets.items()}
-        pairs = {name: (first[rows], second[rows]) for name, (first, second) in self.halves.items()}
-        group = numbered(self.group[rows])
-        return Actions(self.method, self.step[rows], group, self.cluster[rows], self.advantage[rows], targets, pairs)
-
-
-def actions_of(measurements: Sequence[Mapping[str, Any]], scale: Array) -> Actions:
-    """One method's measurements together. ``scale`` [R] multiplies the rewards. A group in which a reward is missing is
-    left out."""
-    parts: dict[str, list[Array]] = {}
-    for number, found in enumerate(measurements):
-        columns = found["columns"]
-        rows = len(columns["step"])
-        parts.setdefault("measurement", []).append(np.full(rows, number))
-        for name in ("prompt", "repetition", "step", "decision"):
-            parts.setdefault(name, []).append(np.array(columns[name]))
-        parts.setdefault("advantage", []).append(column(columns["advantage"]))
-        for name in VALUES:
-            parts.setdefault(name, []).append(np.stack([column(row) for row in columns[name]]) @ scale)
-    whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    names = ("measurement", "repetition", "prompt", "step", "decision")
-    group = numbered(*(whole[name] for name in names))
-    missing = ~np.isfinite(whole["advantage"] + sum(whole[name] for name in VALUES))
-    keep = np.bincount(group, missing)[group] == 0
-    whole = {name: values[keep] for name, values in whole.items()}
-    sde, before = (whole["sde_a"], whole["sde_b"]), (whole["before_a"], whole["before_b"])
-    change = (sde[0] - before[0], sde[1] - before[1])
-    targets = {"ode": whole["ode"], "ode1": whole["ode1"], "sde": (sde[0] + sde[1]) / 2}
-    targets |= {"ode_change": whole["ode"] - whole["before_ode"], "sde_change": (change[0] + change[1]) / 2}
-    return Actions(
-        method=measurements[0]["method"],
-        step=whole["step"],
-        group=numbered(group[keep]),
-        cluster=whole["prompt"],
-        advantage=whole["advantage"],
-        targets=targets,
-        halves={"sde": sde, "sde_change": change},
-    )
-
-
-def all_actions(measurements: Sequence[Mapping[str, Any]]) -> dict[str, Actions]:
-    """Method -> its actions. All methods share one scale of each reward."""
-    variance = np.mean([found["variance"] for found in measurements], 0)
-    weights = np.array(measurements[0]["weights"])
-    scale = weights / np.sqrt(variance)
-    methods = dict.fromkeys(found["method"] for found in measurements)
-    return {name: actions_of([found for found in measurements if found["method"] == name], scale) for name in methods}
-
-
-def blocks(measurements: Sequence[Mapping[str, Any]], runs: Mapping[str, tuple[str, ...]] | None = None) -> list[Block]:
-    """Tables of both correlations over all steps, and a figure by grid step. ``runs``: method -> keys of its runs."""
-    of_method, runs = all_actions(measurements), runs or {}
-    first = {found["method"]: found for found in measurements}
-    num_prompts = len({prompt for found in measurements for prompt in found["prompts"]})
-    over = f"{num_prompts} prompts, {len({found['seed'] for found in measurements})} seeds"
-    return [
-        _ranks_table(of_method, first, runs, over),
-        _values_table(of_method, runs, over, measurements[0]["samples"]),
-        _figure(of_method, runs, over),
-    ]
-
-
-_HOW = (
-    "Within groups: siblings of one decision, or where there are none the actions of the same prompt and grid step. "
-    "95 % bootstrap intervals over prompts; {over}."
-)
-
-
-def _ranks_table(
-    of_method: Mapping[str, Actions],
-    first: Mapping[str, Mapping[str, Any]],
-    runs: Mapping[str, tuple[str, ...]],
-    over: str,
-) -> Table:
-    rows = []
-    for name, actions in of_method.items():
-        cells = {
-            target: cell(spearman(actions.advantage, values, actions.group, actions.cluster), runs.get(name, ()))
-            for target, values in actions.targets.items()
-        }
-        spent = {key: Cell(value=float(first[name][key])) for key in ("forwards", "actions")}
-        rows.append(Row(title=name, cells=cells | spent))
-    return Table(
-        name="credit_ranks",
-        title="Rank correlation of the advantage with the action's value",
-        columns=(
-            *(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items()),
-            Column(key="forwards", title="forwards", digits=0),
-            Column(key="actions", title="actions", digits=0),
-        ),
-        rows=tuple(rows),
-        caption="Spearman's rho of the ranks. " + _HOW.format(over=over) + " Forwards of the rollout and actions: per "
-        "prompt and iteration. V_ode is over the granularities {1, 2, 3}, what G2RPO itself measures: near 1 there by "
-        "construction.",
-    )
-
-
-def _values_table(
-    of_method: Mapping[str, Actions], runs: Mapping[str, tuple[str, ...]], over: str, samples: int
-) -> Table:
-    rows = []
-    for name, actions in of_method.items():
-        where = (actions.group, actions.cluster)
-        cells = {
-            target: cell(pearson(actions.advantage, values, *where), runs.get(name, ()))
-            for target, values in actions.targets.items()
-        }
-        limits = {f"{key}_ceiling": cell(ceiling(*pair, *where)) for key, pair in actions.halves.items()}
-        rows.append(Row(title=name, cells=cells | limits))
-    return Table(
-        name="credit_values",
-        title="Correlation of the advantage with the action's value",
-        columns=(
-            *(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items()),
-            Column(key="sde_ceiling", title="ceiling V_sde", digits=2),
-            Column(key="sde_change_ceiling", title="ceiling ΔV_sde", digits=2),
-        ),
-        rows=tuple(rows),
-        caption=f"Pearson's r. {_HOW.format(over=over)} Ceiling: what the true value itself would have with one of "
-        f"{samples} samples, from its split halves.",
-    )
-
-
-def _figure(of_method: Mapping[str, Actions], runs: Mapping[str, tuple[str, ...]], over: str) -> Figure:
-    panels = []
-    for target in DRAWN:
-        lines = []
-        for name, actions in of_method.items():
-            points = []
-            for step in sorted(set(actions.step.tolist())):
-                rows = actions.at(step)
-                found = spearman(rows.advantage, rows.targets[target], rows.group, rows.cluster)
-                points += [] if found is None else [(float(step), *found)]
-            if points:
-                x, mean, low, high = zip(*points, strict=True)
-                lines.append(Line(title=name, x=x, mean=mean, low=low, high=high, runs=runs.get(name, ())))
-        panels.append(Panel(title=TARGETS[target], x="grid step", y="Spearman's rho", lines=tuple(lines)))
-    return Figure(
-        name="credit_steps",
-        title="Fidelity of credit by grid step",
-        panels=tuple(panels),
-        caption=_HOW.format(over=over),
-        description="Four panels, one per value of an action; the rank correlation of each method's advantage with it "
-        "against the grid step of the action.",
-    )

@@ -96,6 +96,20 @@ def spearman(x: Array, y: Array, group: Array, cluster: Array) -> Interval | Non
     return interval(products(ranks(x, group), ranks(y, group), group, cluster), correlation)
 
 
+def spearman_difference(
+    one: tuple[Array, Array, Array, Array], other: tuple[Array, Array, Array, Array]
+) -> Interval | None:
+    """Spearman's of ``one`` (x, y, group, cluster) minus that of ``other``: both over the clusters that they share,
+    which are resampled together, so that what a prompt does to both does not widen the interval."""
+    shared = np.intersect1d(one[3], other[3])
+    parts = []
+    for rows in (one, other):
+        x, y, group, cluster = (values[np.isin(rows[3], shared)] for values in rows)
+        group = numbered(group)
+        parts.append(products(ranks(x, group), ranks(y, group), group, cluster))
+    return interval(np.hstack(parts), lambda total: correlation(total[..., :3]) - correlation(total[..., 3:]))
+
+
 def ceiling(first: Array, second: Array, group: Array, cluster: Array) -> Interval | None:
     """The correlation that the truth itself would have with the mean of two halves of a noisy measurement.
 

@@ -10,7 +10,7 @@ import torch
 from linear import LinearPolicy, leaf
 from runs import write_recipe
 
-from flowrl.bench import credit
+from flowrl.bench import credit, credit_report
 from flowrl.bench.probe import Stand
 from flowrl.bench.within import ceiling, pearson, spearman
 from flowrl.errors import RunFailed, UserError
@@ -66,7 +66,7 @@ def test_values_are_those_of_the_methods_own_actions(tmp_path):
 
 def test_an_action_that_is_judged_by_its_own_value_has_perfect_credit(tmp_path):
     found = credit.measure(recipe_of(tmp_path / "r", **ALONE), num_prompts=3, samples=2)
-    actions = credit.all_actions([found])["tiny"]
+    actions = credit_report.all_actions([found])["tiny"]
     for step in (0, 1, 2):
         rows = actions.at(step)
         for target in ("ode1", "ode"):  # an affine flow: every granularity ranks alike
@@ -80,7 +80,7 @@ def test_a_reward_for_all_steps_is_right_about_each_by_its_share(tmp_path):
     override = ("grid.num_steps=4", "rollout.group=16", "data.train=shapes:train")
     recipe = recipe_of(tmp_path / "r", *override, **CHAINS)
     found = credit.measure(recipe, num_prompts=40, samples=16)
-    actions = credit.all_actions([found])["tiny"]
+    actions = credit_report.all_actions([found])["tiny"]
     stand = Stand.of(recipe, 1)
     squares = []
     for k in range(3):
@@ -151,7 +151,7 @@ def test_rewards_are_put_on_one_scale_and_methods_share_it(tmp_path):
     where = (stand.trainer.policy, recipe.kernel, stand.grid)
     end = [leaf(*where, x, 0, _row(stand, p), noisy=False)[0] for p, x in enumerate(roots)]
     assert found["variance"][0] == pytest.approx(float(np.mean([x.flatten(1).sum(1).var() for x in end])), rel=1e-3)
-    actions = credit.all_actions([found])["tiny"]
+    actions = credit_report.all_actions([found])["tiny"]
     alone = np.array([row[0] for row in found["columns"]["ode1"]]) / found["variance"][0] ** 0.5
     np.testing.assert_allclose(actions.targets["ode1"], 2 * alone, rtol=1e-3)
 
@@ -162,9 +162,9 @@ def _row(stand, p):
 
 def test_a_group_without_an_answer_is_left_out(tmp_path):
     found = credit.measure(recipe_of(tmp_path / "r", **ALONE), num_prompts=2, samples=2)
-    whole = credit.all_actions([found])["tiny"]
+    whole = credit_report.all_actions([found])["tiny"]
     found["columns"]["sde_a"][0] = [None]
-    assert len(credit.all_actions([found])["tiny"].step) == len(whole.step) - 8
+    assert len(credit_report.all_actions([found])["tiny"].step) == len(whole.step) - 8
 
 
 def test_measurements_merge_and_the_blocks_are_plain_data(tmp_path):
@@ -173,7 +173,7 @@ def test_measurements_merge_and_the_blocks_are_plain_data(tmp_path):
     second = credit.measure(recipe_of(tmp_path / "s", "run.seed=7", **ALONE), num_prompts=2, samples=2)
     chains = credit.measure(recipe_of(tmp_path / "c", **CHAINS), num_prompts=2, samples=2) | {"method": "chains"}
     assert json.loads(json.dumps(first)) == first
-    ranks, values, figure = credit.blocks([first, second, chains], {"tiny": ("k",)})
+    ranks, values, figure = credit_report.blocks([first, second, chains], {"tiny": ("k",)})
     assert [row.title for row in ranks.rows] == ["tiny", "chains"]
     assert ranks.rows[0].cells["ode1"].runs == ("k",)
     assert ranks.rows[0].cells["forwards"].value == recipe.plan().num_forwards
@@ -181,6 +181,13 @@ def test_measurements_merge_and_the_blocks_are_plain_data(tmp_path):
     assert 0 <= values.rows[0].cells["sde_ceiling"].value <= 1
     assert len(figure.panels) == 4
     assert figure.panels[0].lines[1].x == (0, 1, 2, 3, 4)
+    ranks, *_, differences, claims = credit_report.blocks([first, chains], reference="tiny")
+    assert [row.title for row in differences.rows] == ["chains"]
+    one, other = (row.cells["ode_change"].value for row in ranks.rows)
+    assert differences.rows[0].cells["ode_change"].value == pytest.approx(one - other)
+    assert one == pytest.approx(1)
+    assert all(claim.reproduced in (True, None) for claim in claims.claims)
+    assert f"{one - other:+.2f}" in claims.claims[0].measured
 
 
 def test_a_reward_that_never_answers(tmp_path):

@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from flowrl.bench.within import ceiling, centred, interval, numbered, pearson, ranks, rounded, scaled, spearman, sums
+from flowrl.bench.within import (
+    ceiling,
+    centred,
+    interval,
+    numbered,
+    pearson,
+    ranks,
+    rounded,
+    scaled,
+    spearman,
+    spearman_difference,
+    sums,
+)
 
 GROUP = np.array([0, 0, 0, 1, 1, 1])
 ONE = np.zeros(6, int)
@@ -63,6 +75,18 @@ def test_the_ceiling_is_what_the_truth_reaches():
     assert found.mean == pytest.approx(reached.mean, abs=0.01), "both by groups of eight, which are short of"
     assert found.mean == pytest.approx((2 / 3) ** 0.5, abs=0.03)
     assert ceiling(truth, -truth, group, group % 20).mean == 0
+
+
+def test_methods_are_compared_on_the_prompts_they_share():
+    x = np.array([1.0, 2.0, 3.0])
+    group, cluster = np.repeat([0, 1, 2], 3), np.repeat([4, 5, 6], 3)
+    right = (np.tile(x, 3), np.concatenate([x, x, -x]), group, cluster)
+    wrong = (np.tile(x, 2), np.concatenate([-x, x]), group[:6], cluster[:6])
+    found = spearman_difference(right, wrong)
+    assert found.mean == pytest.approx(1 - 0), "the third prompt is only the first method's"
+    assert found.low == pytest.approx(0)
+    assert found.high == pytest.approx(2)
+    assert spearman_difference(right, right)[:3] == (0, 0, 0)
 
 
 def test_numbers_are_stored_short_and_without_nan():
