@@ -23,6 +23,8 @@ independent; all others' are. Axes: P prompts, K repetitions, D parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -130,74 +132,124 @@ def estimates(cross: Array, square: Array, times: Array | None = None) -> dict[s
     others = np.where(np.eye(len(square), dtype=bool), 0.0, cross)
     total = times.sum(-1)
     pairs = total**2 - (times**2).sum(-1)
-    signal = np.einsum("...p,pq,...q->...", times, others, times) / pairs
+    with np.errstate(invalid="ignore", divide="ignore"):
+        signal = np.einsum("...p,pq,...q->...", times, others, times) / pairs  # NaN of a single prompt
     second, own = times @ square / total, times @ np.diag(cross) / total
     return {"signal": signal, "noise": second - signal, "own": own, "own_noise": second - own}
 
 
-def snr(measurements: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Interval | None]:
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio, and its values over resampled prompts: methods measured on the same prompts are resampled alike."""
+
+    value: float
+    drawn: Array
+
+    def interval(self) -> Interval | None:
+        """With the 2.5 % and 97.5 % quantiles; None where it is not defined."""
+        drawn = self.drawn[np.isfinite(self.drawn)]
+        if not np.isfinite(self.value) or not len(drawn):
+            return None
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return Interval(self.value, float(low), float(high))
+
+    def times(self, factor: float) -> Ratio:
+        return Ratio(factor * self.value, factor * self.drawn)
+
+    def minus(self, other: Ratio) -> Ratio:
+        return Ratio(self.value - other.value, self.drawn - other.drawn)
+
+
+RATIOS = {"all": ("signal", "noise"), "prompt": ("own", "own_noise")}
+
+
+def snr(measurements: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Ratio]:
     """``all``: |G|^2 / tr Cov; ``prompt``: E |G_p|^2 / (E |g|^2 - E |G_p|^2), a prompt's own. The four estimates are
-    averaged over the measurements before they are divided; intervals over resampled prompts of each."""
+    averaged over the measurements before they are divided; the prompts of each are resampled."""
     generator = np.random.default_rng(seed)
     points, resampled = [], []
-    for found in measurements:
+    for found in sorted(measurements, key=lambda one: one["seed"]):
         cross, square = np.stack([column(row) for row in found["cross"]]), column(found["square"])
         count = len(square)
         times = generator.multinomial(count, [1 / count] * count, size=RESAMPLES)
         points.append(estimates(cross, square))
-        resampled.append(estimates(cross, square, times[(times > 0).sum(1) > 1]))
-    intervals: dict[str, Interval | None] = {}
-    for name, (signal, noise) in {"all": ("signal", "noise"), "prompt": ("own", "own_noise")}.items():
-        shortest = min(len(found[signal]) for found in resampled)
-        above = sum(found[signal][:shortest] for found in resampled)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = sum(found[signal] for found in points) / sum(found[noise] for found in points)
-            drawn = above / sum(found[noise][:shortest] for found in resampled)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        intervals[name] = Interval(float(value), float(low), float(high)) if np.isfinite(value) else None
-    return intervals
+        resampled.append(estimates(cross, square, times))
+    return {name: _ratio(points, resampled, *parts) for name, parts in RATIOS.items()}
 
 
-def table(measurements: Sequence[Mapping[str, Any]], runs: Mapping[str, tuple[str, ...]] | None = None) -> Table:
-    """A row per method. ``runs``: method -> keys of its runs."""
+def _ratio(points: Sequence[dict[str, Array]], resampled: Sequence[dict[str, Array]], signal: str, noise: str) -> Ratio:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, drawn = (
+            np.sum([found[signal] for found in each], 0) / np.sum([found[noise] for found in each], 0)
+            for each in (points, resampled)
+        )
+    return Ratio(float(value), drawn)
+
+
+def table(
+    measurements: Sequence[Mapping[str, Any]],
+    runs: Mapping[str, tuple[str, ...]] | None = None,
+    reference: str | None = None,
+) -> Table:
+    """A row per method, with the difference to a ``reference`` method. ``runs``: method -> keys of its runs."""
     runs = runs or {}
-    rows = []
-    for name in dict.fromkeys(found["method"] for found in measurements):
-        of_method = [found for found in measurements if found["method"] == name]
-        rows.append(Row(title=name, cells=_cells(of_method, runs.get(name, ()))))
+    names = list(dict.fromkeys(found["method"] for found in measurements))
+    of_method = {name: [found for found in measurements if found["method"] == name] for name in names}
+    base = of_method.get(reference or "")
+    rows = [Row(title=name, cells=_cells(found, base, runs.get(name, ()))) for name, found in of_method.items()]
     found = measurements[0]
+    compared = Column(key="difference", title=f"the same minus {reference}'s", digits=4)
     return Table(
         name="credit_snr",
         title="Signal-to-noise of the gradient",
         columns=(
             Column(key="snr", title="SNR of a prompt-iteration", better="higher", digits=4),
             Column(key="scale", title="prompts for SNR 1", better="lower", digits=0),
-            Column(key="per_forwards", title="SNR per 1000 forwards", better="higher", digits=4),
             Column(key="prompt", title="SNR of one prompt's own", better="higher", digits=4),
             Column(key="forwards", title="forwards", digits=0),
             Column(key="training", title="training forwards", digits=0),
+            Column(key="per_forwards", title="SNR per 1000 forwards", better="higher", digits=4),
+            *([compared] if base else []),
         ),
         rows=tuple(rows),
         caption=f"|E g|^2 / tr Cov(g) of the gradient of {found['parameters']:,} parameters; a sample is one prompt in "
         f"one iteration. {len(found['prompts'])} prompts, {found['repetitions']} iterations spread over the run, "
         f"{len({found['seed'] for found in measurements})} seeds; 95 % bootstrap intervals over prompts. Forwards of "
-        "the rollout; per 1000 of them the SNR is 1000 / forwards times that of a sample.",
+        "the rollout; per 1000 of them the SNR is 1000 / forwards times that of a sample. Differences are paired by "
+        "prompt.",
     )
 
 
-def _cells(measurements: Sequence[Mapping[str, Any]], runs: tuple[str, ...]) -> dict[str, Cell]:
+def _cells(
+    measurements: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None, runs: tuple[str, ...]
+) -> dict[str, Cell]:
     found = snr(measurements)
-    whole, own = found["all"], found["prompt"]
-    forwards, training = (float(np.mean([m[key] for m in measurements])) for key in ("forwards", "training_forwards"))
-    thousand = None if whole is None else Interval(*(end * 1000 / forwards for end in whole))
-    inverse = Cell(note="the signal cannot be told from 0", runs=runs)
+    forwards, training = (fmean(one[key] for one in measurements) for key in ("forwards", "training_forwards"))
+    whole, thousand = found["all"].interval(), _per_thousand(measurements)
+    scale = Cell(note="the signal cannot be told from 0", runs=runs)
     if whole is not None and whole.low > 0:
-        inverse = Cell(value=1 / whole.mean, low=1 / whole.high, high=1 / whole.low, runs=runs)
-    return {
+        scale = Cell(value=1 / whole.mean, low=1 / whole.high, high=1 / whole.low, runs=runs)
+    cells = {
         "snr": cell(whole, runs),
-        "scale": inverse,
-        "per_forwards": cell(thousand, runs),
-        "prompt": cell(own, runs),
+        "scale": scale,
+        "prompt": cell(found["prompt"].interval(), runs),
         "forwards": Cell(value=forwards),
         "training": Cell(value=training),
+        "per_forwards": cell(thousand.interval(), runs),
     }
+    if base is not None and base[0]["method"] != measurements[0]["method"]:
+        cells["difference"] = cell(_difference(measurements, base), runs)
+    return cells
+
+
+def _per_thousand(measurements: Sequence[Mapping[str, Any]]) -> Ratio:
+    return snr(measurements)["all"].times(1000 / fmean(found["forwards"] for found in measurements))
+
+
+def _difference(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """One's SNR per 1000 forwards minus the other's, over the seeds and prompts of both."""
+    shared = {(found["seed"], *found["prompts"]) for found in one} & {
+        (found["seed"], *found["prompts"]) for found in other
+    }
+    pair = [[found for found in each if (found["seed"], *found["prompts"]) in shared] for each in (one, other)]
+    return _per_thousand(pair[0]).minus(_per_thousand(pair[1])).interval() if shared else None

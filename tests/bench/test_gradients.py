@@ -58,12 +58,27 @@ def measurement(sample, method="m"):
 def test_the_interval_covers_a_strong_signal_and_not_zero():
     generator = torch.Generator().manual_seed(0)
     found = [measurement(1 + torch.randn(12, 3, 40, generator=generator, dtype=torch.float64)) for _ in range(4)]
-    whole, own = (snr(found)[name] for name in ("all", "prompt"))
+    whole, own = (snr(found)[name].interval() for name in ("all", "prompt"))
     assert 0 < whole.low < 1 < whole.high, "40 / 40"
     assert 0 < own.low < 1 < own.high
     cells = table(found).rows[0].cells
     assert cells["scale"].value == pytest.approx(1 / whole.mean)
     assert cells["per_forwards"].value == pytest.approx(2 * whole.mean)
+
+
+def test_methods_are_compared_in_pairs():
+    """A method whose gradients are another's, at half the cost, is twice as good for every resample."""
+    generator = torch.Generator().manual_seed(0)
+    samples = 1 + torch.randn(12, 3, 40, generator=generator, dtype=torch.float64)
+    cheap = measurement(samples, "cheap") | {"forwards": 250.0}
+    other = measurement(samples[:5], "other") | {"seed": 7}
+    dear, cheap, other = (
+        row.cells for row in table([measurement(samples, "dear"), cheap, other], reference="dear").rows
+    )
+    assert "difference" not in dear
+    assert cheap["difference"].value == pytest.approx(dear["per_forwards"].value)
+    assert cheap["difference"].low == pytest.approx(dear["per_forwards"].low), "no wider than the one"
+    assert other["difference"].value is None, "no seed and prompts in common"
 
 
 def test_no_signal_has_no_scale():
