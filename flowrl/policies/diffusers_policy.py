@@ -14,7 +14,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowrl.hub import cache_dir
+from flowrl.errors import UserError, listing
+from flowrl.hub import HUB_ID, cache_dir, cached_snapshot
 from flowrl.policies.embeddings import GB, EmbeddingCache
 from flowrl.policies.lora import LoRA, adapter_off, add_lora, save_lora
 from flowrl.policies.pipeline_folder import embedded_worlds, locate, read_json
@@ -22,7 +23,6 @@ from flowrl.policies.prompt_encoder import PromptEncoder
 from flowrl.policies.quiet import quietly
 from flowrl.policies.shape import Configs, PipelineShape, read_configs
 from flowrl.protocols import PolicyConfig
-from flowrl.sigmas import Grid
 from flowrl.types import Cond, Prompt
 
 if TYPE_CHECKING:
@@ -50,19 +50,29 @@ class DiffusersConfig(PolicyConfig):
     height: PositiveInt | None = None
     """Pixels; None: the pipeline's own size."""
     width: PositiveInt | None = None
-    guidance: float | None
-    """The guidance scale."""
+    guidance: float | None = None
+    """The guidance scale, as the kind understands it."""
     text_tokens: PositiveInt | None = None
     """T5 tokens; None: the pipeline's own number."""
     lora: LoRA | None = None
     """None: full fine-tuning over fp32 masters."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of all that is frozen (LoRA's base, text encoders, VAE); auto: as the text encoder is stored."""
+    """Of all that is frozen (LoRA's base, text encoders, VAE); auto: as the text encoder is stored, fp16 as bf16."""
     gradient_checkpointing: bool = False
     cache_dir: str | None = None
     """Of prompt embeddings; None: ``$FLOWRL_CACHE`` or ``~/.cache/flowrl``."""
     cache_limit: PositiveFloat = 50.0
     """GB of prompt embeddings; the least recently used are evicted."""
+
+    @property
+    def training_passes(self) -> int:
+        """LoRA does without the gradients of the weights; gradient checkpointing repeats the forward."""
+        return 3 - (self.lora is not None) + self.gradient_checkpointing
+
+    @property
+    def always_encoded(self) -> tuple[str, ...]:
+        """Texts that are encoded along with any prompt."""
+        return ()
 
     @classmethod
     def components(cls) -> tuple[str, ...]:
@@ -101,6 +111,14 @@ class DiffusersConfig(PolicyConfig):
         """The config files in ``folder``. Raises UserError where the transformer is of another class."""
         return read_configs(folder, transformer_name=self.transformer_name, t5_tokenizer=self.t5_tokenizer)
 
+    def frozen_dtype(self, folder: Path) -> torch.dtype:
+        """Of what is not trained: as asked, else fp32 where the text encoder is stored in it; fp16 becomes bf16."""
+        if self.dtype != "auto":
+            return {"bf16": torch.bfloat16, "fp32": torch.float32}[self.dtype]
+        config = read_json(folder / "text_encoder" / "config.json")
+        stored = {config.get("dtype"), config.get("torch_dtype")}
+        return torch.bfloat16 if stored & {"bfloat16", "float16"} else torch.float32
+
     @abstractmethod
     def shape_of(self, configs: Configs) -> PipelineShape:
         """The shape at this size of a pipeline with these configs. Raises UserError where the size does not fit."""
@@ -110,21 +128,38 @@ class DiffusersConfig(PolicyConfig):
         """What the pipeline's text encoders make of a prompt: [1, tokens, d] and pooled [1, d']."""
 
 
+def config_of(source: str) -> DiffusersConfig:
+    """The config of a bare pipeline: an embedded world's name, a folder, or a hub id.
+
+    The kind follows from the class that the pipeline's index names. Raises UserError where no kind has that class.
+    """
+    kinds = [kind for kind in PolicyConfig.members().values() if issubclass(kind, DiffusersConfig)]
+    index = embedded_worlds().get(source, Path(source).expanduser()) / "model_index.json"
+    if not index.is_file() and HUB_ID.fullmatch(source):
+        index = cached_snapshot(source, "model_index.json") / "model_index.json"
+    if not index.is_file():  # what is missing is said where the files are needed
+        return next((kind for kind in kinds if source in kind.published), kinds[0])(source=source)
+    found = read_json(index).get("_class_name")
+    for kind in kinds:
+        if kind.pipeline_name == found:
+            return kind(source=source)
+    raise UserError(f"{source} is a {found}; known: {listing(kind.pipeline_name for kind in kinds)}")
+
+
 class DiffusersPolicy(ABC):
     """The Policy protocol over a diffusers pipeline; a kind adds how its transformer is called.
 
     ``velocity`` runs in the dtype of the transformer's weights, or under the caller's autocast.
     """
 
-    evals_per_velocity = 1
-
     def __init__(self, config: DiffusersConfig, device: torch.device) -> None:
         self.config = config
+        self.evals_per_velocity = config.evals_per_velocity
         self.device = torch.device(device)
         self.folder = config.folder()
         self.shape = config.shape_of(config.configs(self.folder))
         self.latent_shape: tuple[int, ...] = self.shape.latent_shape
-        self.frozen_dtype = self._frozen_dtype()
+        self.frozen_dtype = config.frozen_dtype(self.folder)
         self.transformer = self._load_transformer(torch.float32 if config.lora is None else self.frozen_dtype)
         if config.lora is not None:
             add_lora(self.transformer, config.lora)
@@ -164,9 +199,9 @@ class DiffusersPolicy(ABC):
         self.set_pipeline_steps(scheduler, num_steps)
         return tuple(scheduler.sigmas.tolist())
 
+    @abstractmethod
     def set_pipeline_steps(self, scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int) -> None:
         """As the pipeline sets its scheduler."""
-        scheduler.set_timesteps(sigmas=list(Grid(num_steps).u[:-1]))
 
     # ---- reference
 
@@ -250,9 +285,3 @@ class DiffusersPolicy(ABC):
             vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
         # Convolutions of few channels are twice as fast with the channels last (measured on CPU).
         return vae.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
-
-    def _frozen_dtype(self) -> torch.dtype:
-        if self.config.dtype != "auto":
-            return {"bf16": torch.bfloat16, "fp32": torch.float32}[self.config.dtype]
-        stored = read_json(self.folder / "text_encoder" / "config.json")
-        return torch.bfloat16 if "bfloat16" in (stored.get("dtype"), stored.get("torch_dtype")) else torch.float32

@@ -27,7 +27,8 @@ FLUX1_DEV = Configs(
         "guidance_embeds": True,
     },
     vae={"block_out_channels": [128, 256, 512, 512], "sample_size": 1024},
-    tokenizer={"model_max_length": 512},
+    t5_tokenizer={"model_max_length": 512},
+    clip_tokenizer={"model_max_length": 77},
 )
 """The published configs of FLUX.1-dev, so that a run can be planned before its weights are fetched."""
 ARCHITECTURE = tuple(FLUX1_DEV.transformer)
@@ -102,7 +103,7 @@ def flux_shape(
     own_size = configs.vae["sample_size"]
     sizes: dict[str, Any] = {"height": height or own_size, "width": width or own_size}
     check_size(source, 2 * configs.vae_factor, **sizes)
-    own_tokens = int(configs.tokenizer.get("model_max_length", MAX_TEXT_TOKENS))
+    own_tokens = int(configs.t5_tokenizer.get("model_max_length", MAX_TEXT_TOKENS))
     tokens = text_tokens or min(own_tokens, MAX_TEXT_TOKENS)
     check_text_tokens(tokens, "FluxPipeline")
     architecture: dict[str, Any] = {name: configs.transformer[name] for name in ARCHITECTURE}

@@ -42,6 +42,7 @@ class PromptEncoder:
         entries = {text: self.cache.get(self._key(text)) for text in texts}
         missing = [text for text, entry in entries.items() if entry is None]
         if missing:
+            missing += [t for t in self.config.always_encoded if t not in missing and self._key(t) not in self.cache]
             self.cache.reserve(len(missing) * self.entry_bytes)
             entries |= dict(self._encode_and_store(missing))
         rows = [entry for text in texts if (entry := entries[text]) is not None]
@@ -52,7 +53,7 @@ class PromptEncoder:
 
         The text encoders leave the device afterwards.
         """
-        texts = list(dict.fromkeys(texts))
+        texts = list(dict.fromkeys([*self.config.always_encoded, *texts]))
         missing = [text for text in texts if not self.cache.touch(self._key(text))]
         if not missing:
             return

@@ -49,11 +49,12 @@ class PipelineShape(ABC):
 
 
 class Configs(NamedTuple):
-    """The config files that sizes follow from; ``tokenizer`` is T5's."""
+    """The config files that sizes follow from."""
 
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
-    tokenizer: Mapping[str, Any]
+    t5_tokenizer: Mapping[str, Any]
+    clip_tokenizer: Mapping[str, Any]
 
     @property
     def vae_factor(self) -> int:
@@ -67,10 +68,9 @@ def read_configs(folder: Path, *, transformer_name: str, t5_tokenizer: str) -> C
     found = transformer.get("_class_name")
     if found != transformer_name:
         raise UserError(f"{folder}/transformer is a {found}, not a {transformer_name}")
-    tokenizer = folder / t5_tokenizer / "tokenizer_config.json"
-    return Configs(
-        transformer, read_json(folder / "vae" / "config.json"), read_json(tokenizer) if tokenizer.is_file() else {}
-    )
+    tokenizers = [folder / name / "tokenizer_config.json" for name in (t5_tokenizer, "tokenizer")]
+    t5, clip = (read_json(path) if path.is_file() else {} for path in tokenizers)
+    return Configs(transformer, read_json(folder / "vae" / "config.json"), t5, clip)
 
 
 def linear(inputs: int, outputs: int) -> int:
