@@ -20,6 +20,7 @@ TARGETS = {
     "ode_change": "ΔV_ode",
     "sde_change": "ΔV_sde",
 }
+COLUMNS = tuple(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items())
 DRAWN = ("ode", "sde", "ode_change", "sde_change")
 CLAIMED = ("ode_change", "sde_change")
 
@@ -134,7 +135,7 @@ def _ranks_table(
         name="credit_ranks",
         title="Rank correlation of the advantage with the action's value",
         columns=(
-            *(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items()),
+            *COLUMNS,
             Column(key="forwards", title="forwards", digits=0),
             Column(key="actions", title="actions", digits=0),
         ),
@@ -158,7 +159,7 @@ def _values_table(
         name="credit_values",
         title="Correlation of the advantage with the action's value",
         columns=(
-            *(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items()),
+            *COLUMNS,
             Column(key="sde_ceiling", title="ceiling V_sde", digits=2),
             Column(key="sde_change_ceiling", title="ceiling ΔV_sde", digits=2),
         ),
