@@ -32,7 +32,6 @@ from flowrl.errors import RunFailed
 from flowrl.noise import Noise
 from flowrl.plan import Plan, compile_plan
 from flowrl.recipe import Recipe
-from flowrl.sigmas import Grid
 from flowrl.types import Arm
 
 EXACT = Strided(strides=(1, 2, 3))
@@ -54,7 +53,7 @@ def places(recipe: Recipe) -> list[int]:
 
 def forwards(recipe: Recipe, *, num_prompts: int = 32, samples: int = 64) -> int:
     """Velocity evaluations of :func:`measure`."""
-    grid = Grid(recipe.grid.num_steps, recipe.grid.shift)
+    grid = recipe.grid.levels()
     total = SPREAD_IMAGES * grid.num_steps
     for iteration in places(recipe):
         plan = recipe.plan(iteration)

@@ -21,6 +21,10 @@ TARGETS = {
     "sde_change": "ΔV_sde",
 }
 COLUMNS = tuple(Column(key=key, title=title, better="higher", digits=2) for key, title in TARGETS.items())
+SPENT = tuple(Column(key=key, title=key, digits=0) for key in ("forwards", "actions"))
+CEILINGS = tuple(
+    Column(key=f"{key}_ceiling", title=f"ceiling {TARGETS[key]}", digits=2) for key in ("sde", "sde_change")
+)
 DRAWN = ("ode", "sde", "ode_change", "sde_change")
 CLAIMED = ("ode_change", "sde_change")
 
@@ -134,11 +138,7 @@ def _ranks_table(
     return Table(
         name="credit_ranks",
         title="Rank correlation of the advantage with the action's value",
-        columns=(
-            *COLUMNS,
-            Column(key="forwards", title="forwards", digits=0),
-            Column(key="actions", title="actions", digits=0),
-        ),
+        columns=(*COLUMNS, *SPENT),
         rows=tuple(rows),
         caption="Spearman's rho of the ranks. " + _HOW.format(over=over) + " Forwards of the rollout and actions: per "
         "prompt and iteration. V_ode is over the granularities {1, 2, 3}, what G2RPO itself measures: near 1 there by "
@@ -158,11 +158,7 @@ def _values_table(
     return Table(
         name="credit_values",
         title="Correlation of the advantage with the action's value",
-        columns=(
-            *COLUMNS,
-            Column(key="sde_ceiling", title="ceiling V_sde", digits=2),
-            Column(key="sde_change_ceiling", title="ceiling ΔV_sde", digits=2),
-        ),
+        columns=(*COLUMNS, *CEILINGS),
         rows=tuple(rows),
         caption=f"Pearson's r. {_HOW.format(over=over)} Ceiling: what the true value itself would have with one of "
         f"{samples} samples, from its split halves.",

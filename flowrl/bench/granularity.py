@@ -54,7 +54,7 @@ def singular_plan(recipe: Recipe, group: int | None = None) -> Plan:
     steps = recipe.grid.num_steps
     run = {"iteration": 0, "iterations": 1, "seed": recipe.run.seed}
     arms = Singular(steps=tuple(range(steps - 1))).arms(num_steps=steps, group=group or recipe.rollout.group, **run)
-    return compile_plan(Grid(steps, recipe.grid.shift), arms, all_paths)
+    return compile_plan(recipe.grid.levels(), arms, all_paths)
 
 
 def forwards(recipe: Recipe, *, num_prompts: int = 64, group: int | None = None) -> int:

@@ -37,18 +37,23 @@ LEAVES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Tail(Grid):
-    """The last ``num_steps`` steps of a grid of ``whole_steps``: its step 0 is the grid's ``whole_steps - num_steps``.
+    """The rest of a grid: its step 0 is the step that the grid takes at ``levels[0]``.
 
-    >>> Tail(2, 3.0, whole_steps=4).sigma == Grid(4, 3.0).sigma[2:]
+    >>> Tail.of(Grid(4, 3.0), start=2).sigma == Grid(4, 3.0).sigma[2:]
     True
     """
 
-    whole_steps: int = 0
+    levels: tuple[float, ...] = ()
+    """The unshifted ones."""
+
+    @classmethod
+    def of(cls, grid: Grid, start: int) -> Tail:
+        return cls(grid.num_steps - start, grid.shift, grid.lowest, levels=grid.u[start:])
 
     @cached_property
     def u(self) -> tuple[float, ...]:
         """The unshifted levels, [T+1]."""
-        return Grid(self.whole_steps, self.shift).u[self.whole_steps - self.num_steps :]
+        return self.levels
 
 
 class Probe(Plan):
@@ -65,7 +70,7 @@ class Probe(Plan):
 
 def exact_probe(grid: Grid, start: int, continuation: Continuation) -> Probe:
     """From the state at grid index ``start`` the continuation's paths, without noise: one leaf per path at most."""
-    tail = Tail(grid.num_steps - start, grid.shift, grid.num_steps)
+    tail = Tail.of(grid, start)
     return Probe.of(compile_plan(tail, [Arm({})], lambda _, begin: continuation.paths(grid, start + begin)))
 
 
@@ -74,7 +79,7 @@ def noisy_probe(grid: Grid, start: int, samples: int) -> Probe:
 
     Their first forward is shared. Where only the last step is left there is one leaf, as there is no noise.
     """
-    tail = Tail(grid.num_steps - start, grid.shift, grid.num_steps)
+    tail = Tail.of(grid, start)
     noisy = range(tail.num_steps - 1)
     arm = Arm({k: 1 if k else samples for k in noisy})
     return Probe.of(compile_plan(tail, [arm], Strided().paths))
@@ -200,7 +205,7 @@ class Stand:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.recipe.grid.num_steps, self.recipe.grid.shift)
+        return self.recipe.grid.levels()
 
     def roll_out(self, plan: Plan, repetition: int, peers: Peers | None = None) -> tuple[Rollout, Tensor]:
         """The plan on the prompts; repetitions differ in their noise, methods of one seed share it.

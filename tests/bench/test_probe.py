@@ -26,9 +26,12 @@ def states_of(policy, count):
     return States(x, tuple(i % 2 for i in range(count)), tuple(f"state {i}" for i in range(count)))
 
 
-def test_a_tail_is_the_rest_of_the_grid():
+@pytest.mark.parametrize("grid", [GRID, Grid(6, 3.0, lowest=0.01)], ids=["even", "lowest"])
+def test_a_tail_is_the_rest_of_the_grid(grid):
     for start in range(6):
-        assert Tail(6 - start, 3.0, whole_steps=6).sigma == GRID.sigma[start:]
+        tail = Tail.of(grid, start)
+        assert tail.sigma == grid.sigma[start:]
+        assert tail.num_steps == 6 - start
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
