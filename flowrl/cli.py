@@ -83,6 +83,10 @@ GraceOption = Annotated[
     ),
 ]
 IterationOption = Annotated[int, typer.Option("--iteration", metavar="I", help="Which iteration, from 0.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", metavar="GPU", help="Predict seconds and memory: h200, h100 or a100.")
+]
+GpusOption = Annotated[int | None, typer.Option("--gpus", metavar="N", help="So many of them; by default 1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ModelOrRunArgument = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's name, a pipeline folder or hub id, or a run's folder.")
@@ -171,18 +175,25 @@ def plan(
     model: ModelOption = None,
     rewards: RewardsOption = None,
     iteration: IterationOption = 0,
+    gpus: GpusOption = None,
+    gpu: GpuOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an iteration costs per prompt before it runs."""
+    """Show what an iteration costs before it runs: counts per prompt and, with --gpu, seconds and memory."""
+    from flowrl.commands.prediction import asked_for, print_prediction
     from flowrl.costs import iteration_cost
     from flowrl.recipe import load_recipe
 
     loaded = load_recipe(recipe, model=model, rewards=rewards, overrides=overrides or ())
     cost = iteration_cost(loaded, iteration)
+    prediction = asked_for(loaded, gpu, gpus, iteration)
     if as_json:
-        typer.echo(json.dumps(_plain(cost), indent=2))
-    else:
-        _print_cost(loaded, cost, iteration)
+        found = _plain(cost) | ({} if prediction is None else {"prediction": prediction.plain()})
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_cost(loaded, cost, iteration)
+    if prediction is not None:
+        print_prediction(prediction)
 
 
 @app.command()
@@ -286,8 +297,8 @@ def _print_cost(recipe: Recipe, cost: Cost, iteration: int) -> None:
     table = Table("per prompt", "", title=f"{recipe.name}: iteration {iteration}", title_justify="left")
     table.columns[1].justify = "right"
     values = _plain(cost)
-    flops = values.pop("flops", {})
-    for name, value in values.items():
+    flops, by_kind = values.pop("flops", {}), values.pop("forwards_by_kind", {})
+    for name, value in (values | {f"forwards, {kind}": count for kind, count in by_kind.items()}).items():
         table.add_row(name, f"{value:,}")
     for name, value in flops.items():
         table.add_row(f"FLOPs, {name}", f"{value:.3g}")
@@ -295,9 +306,11 @@ def _print_cost(recipe: Recipe, cost: Cost, iteration: int) -> None:
 
 
 def _plain(cost: Cost) -> dict[str, Any]:
-    """The cost as JSON values: whole numbers as such, FLOPs only where they are known."""
-    values = {key: value for key, value in cost._asdict().items() if key != "flops"}
+    """The cost as JSON values: whole numbers as such, forwards by kind where they differ, FLOPs where known."""
+    values = {key: value for key, value in cost._asdict().items() if key not in ("flops", "forwards_by_kind")}
     plain: dict[str, Any] = {k: int(v) if float(v).is_integer() else round(v, 2) for k, v in values.items()}
+    if cost.forwards_by_kind is not None:
+        plain["forwards_by_kind"] = cost.forwards_by_kind._asdict()
     if cost.flops is not None:
         plain["flops"] = cost.flops._asdict()
     return plain

@@ -18,6 +18,7 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "rollout.score_ahead",
         "data.test",
         "evaluation",
+        "run.parallel",
         "run.microbatch",
         "run.checkpoint_every",
         "run.keep_checkpoints",
@@ -28,6 +29,9 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "run.non_finite",
         "model.cache_dir",
         "model.cache_limit",
+        "model.compile",
+        "model.attention",
+        "model.gradient_checkpointing",
     }
 )
 """Keys (with all below them) that do not enter the parameters' trajectory."""

@@ -88,12 +88,12 @@ class SD3Policy(DiffusersPolicy):
     config: SD3
     shape: SD3Shape
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    def evaluate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, channels, rows, columns] at sigma [B], called as StableDiffusion3Pipeline does; in x's dtype.
 
         Under guidance one call of 2B rows, the unconditional ones first.
         """
-        dtype = self.transformer.proj_out.weight.dtype
+        dtype = self.weight_dtype
         text, pooled = cond.tensors["text"].to(x.device), cond.tensors["pooled"].to(x.device)
         states, times = x, 1000 * sigma.to(x.device)
         if self.evals_per_velocity == 2:
