@@ -20,7 +20,7 @@ from flowrl.engine import Rollout, execute
 from flowrl.errors import UserError
 from flowrl.noise import Noise
 from flowrl.plan import NoiseKey, Peers, Plan, compile_plan
-from flowrl.protocols import Continuation, Kernel, Policy, Scorer
+from flowrl.protocols import Approximation, Continuation, Kernel, Policy, Scorer
 from flowrl.recipe import Recipe
 from flowrl.scoring import Scoring
 from flowrl.seeds import derive_seed
@@ -123,6 +123,8 @@ class Setup:
     decode_batch: int = 32
     score_ahead: int = 0
     dtype: torch.dtype = torch.float32
+    approximation: Approximation | None = None
+    """Of the policy, for plans that leave their continuations to it; probes never do."""
 
     def roll_out(
         self, plan: Plan, prompts: Sequence[Prompt], cond: Cond, noise: Noise, peers: Peers
@@ -145,6 +147,7 @@ class Setup:
                 max_batch=self.max_batch,
                 leaf_batch=self.decode_batch,
                 dtype=self.dtype,
+                approximation=self.approximation if plan.approximate else None,
             )
         rewards = scoring.rewards()
         return rollout, rewards.values.where(rewards.valid, torch.nan)
@@ -200,7 +203,9 @@ class Stand:
         prompts = tuple(order[0])
         rollout = recipe.rollout
         batches = (rollout.max_batch, rollout.decode_batch, rollout.score_ahead)
-        setup = Setup(trainer.policy, recipe.kernel, scorers, trainer.device, *batches)
+        setup = Setup(
+            trainer.policy, recipe.kernel, scorers, trainer.device, *batches, approximation=trainer.approximation
+        )
         return cls(recipe, trainer, prompts, trainer.policy.encode(prompts), setup)
 
     @property

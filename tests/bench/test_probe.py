@@ -3,6 +3,7 @@
 import pytest
 import torch
 from linear import LinearPolicy, LinearScorer, leaf
+from test_approximation import Rounded
 from tiny import TinyPolicy, TinyScorer, prompts_of
 
 from flowrl.bench.credit import EXACT, halves, per_stream
@@ -10,7 +11,10 @@ from flowrl.bench.probe import Setup, States, Tail, exact_probe, noisy_probe
 from flowrl.continuations.strided import Strided
 from flowrl.kernels.dance_sde import DanceSde
 from flowrl.kernels.flow_sde import FlowSde
+from flowrl.noise import Noise
+from flowrl.plan import compile_plan
 from flowrl.sigmas import Grid
+from flowrl.types import Arm
 
 GRID = Grid(6, 3.0)
 CPU = torch.device("cpu")
@@ -99,3 +103,15 @@ def test_halves_and_streams():
     plan = exact_probe(GRID, 4, EXACT)  # granularities 2 and 3 coincide near the end: one leaf, two streams
     columns = torch.arange(float(len(plan.leaves))).reshape(1, -1, 1)
     assert per_stream(plan, columns).shape == (1, 3, 1)
+
+
+def test_what_a_method_approximates_its_values_do_not():
+    policy, prompts = TinyPolicy(), prompts_of(2)
+    cheaper = Rounded(policy)
+    setup = setup_of(policy, TinyScorer(), approximation=cheaper)
+    plan = compile_plan(GRID, [Arm({0: 3})], Strided().paths, approximate=True)
+    setup.roll_out(plan, prompts, policy.encode(prompts), Noise(0, 0), "parent")
+    approximated = len(cheaper.full)
+    assert approximated == 2 * 3 * 5
+    setup.values(exact_probe(GRID, 1, EXACT), states_of(policy, 2), prompts, policy.encode(prompts), seed=0)
+    assert len(cheaper.full) == approximated
