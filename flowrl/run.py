@@ -5,7 +5,7 @@ OUTPUT/recipe.yaml            the resolved recipe, a valid recipe itself
        tensorboard/           and other trackers
        checkpoints/           to resume from
        scorers.json           what each reward and monitor is
-       evaluation/            held-out scores before and after, per prompt, and the pictures' images
+       evaluation/            held-out scores per prompt: before, after and during; the pictures' images
        before_after.png       the same prompts and noise before and after
        weights/, weights_ema/ what plain diffusers loads; weights_best/, the best by a monitor
        summary.json
@@ -278,7 +278,7 @@ class _Session:
     def _evaluate(self, when: Literal["before", "after"] | None = None) -> None:
         """Judge the held-out prompts, log it, keep the weights if they are the best, and see whether to go on.
 
-        Of the evaluations before and after training all scores, and images, are kept.
+        All scores are kept by prompt, and of the evaluations before and after training some images.
         """
         iteration, num_images = self.trainer.iteration, 0 if when is None else self.recipe.run.num_samples
         when_text = f"after iteration {iteration}" if when is None else f"{when} training"
@@ -289,8 +289,7 @@ class _Session:
         scores = ", ".join(f"{name.removeprefix('test/')} {value:.4f}" for name, value in means.items())
         self.progress.note(f"held-out, {when_text}: {scores}")
         if self.is_main:
-            if when is not None:
-                self._keep_scores(found, when)
+            self._keep_scores(found, when or f"iteration_{iteration:06d}")
             self._keep_best(means)
         if self._is_logged(means):
             return  # a finished run that is resumed has it already
@@ -301,7 +300,8 @@ class _Session:
     def _keep_scores(self, found: HeldOut, when: str) -> None:
         folder = self.output / "evaluation"
         folder.mkdir(exist_ok=True)
-        torch.save(found.images, folder / f"{when}.pt")
+        if found.images:
+            torch.save(found.images, folder / f"{when}.pt")
         indices = [prompt.index for prompt in self.test_prompts]
         answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
         atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})

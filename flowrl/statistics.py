@@ -77,7 +77,8 @@ def study_interval(values: Sequence[Sequence[float]] | np.ndarray) -> Interval:
 
     df by Satterthwaite (1946): (A + B - E)^2 / (A^2 / df_A + B^2 / df_B + E^2 / df_E). Few seeds make it wide, as they
     must: a bootstrap over 5 seeds covers too little. Where A + B - E is below A or B the larger of the two is taken.
-    With one seed it is over prompts alone, with one prompt over seeds alone. For a paired comparison give the
+    With one seed it is over prompts alone, with one prompt over seeds alone; a single value says nothing of its spread
+    and has an infinite interval. For a paired comparison give the
     differences: entry [s, p] of both from the same seed and prompt. Raises ValueError where a value is not finite.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -87,6 +88,8 @@ def study_interval(values: Sequence[Sequence[float]] | np.ndarray) -> Interval:
         raise ValueError(f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite")
     seeds, prompts = values.shape
     mean = float(values.mean())
+    if values.size == 1:
+        return Interval(mean, -np.inf, np.inf)
     of_seed, of_prompt = values.mean(1), values.mean(0)
     a = prompts * float(of_seed.var(ddof=1)) if seeds > 1 else 0.0
     b = seeds * float(of_prompt.var(ddof=1)) if prompts > 1 else 0.0

@@ -34,12 +34,18 @@ class Resources:
     jobs: int
     devices: tuple[str, ...] = ()
 
+    @property
+    def threads(self) -> int:
+        """Of each worker: the cores are shared out."""
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        return int(given) if given.isdigit() else max(1, num_cores() // self.jobs)
+
     def environment(self, place: int) -> dict[str, str]:
-        """Of the worker in a place. Without a GPU the cores are shared out, one thread each where there are enough."""
+        """Of the worker in a place."""
         env = dict(os.environ)
         if self.devices:
             env["CUDA_VISIBLE_DEVICES"] = self.devices[place % len(self.devices)]
-        env.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // self.jobs)))
+        env["OMP_NUM_THREADS"] = str(self.threads)
         return env
 
 

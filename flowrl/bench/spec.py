@@ -107,6 +107,8 @@ class Measurement(Spec):
 class TableSpec(Spec):
     """One table: what is trained and measured for it, and who writes it."""
 
+    name: str = ""
+    """Of its file."""
     title: str
     order: int = 100
     """Its place on the page."""
@@ -153,7 +155,9 @@ class Bench:
         """Raises UserError with the known names."""
         if name not in self.tables:
             known = [*self.tables, "all"]
-            raise UserError(f"--table {name}: there is no such table{did_you_mean(name, known)} (known: {listing(known)})")
+            raise UserError(
+                f"--table {name}: there is no such table{did_you_mean(name, known)} (known: {listing(known)})"
+            )
         return self.tables[name]
 
     def resolve(self, name: str) -> str:
@@ -198,6 +202,7 @@ def load_bench(folder: Path | None = None) -> Bench:
     for path in files:
         merged = Merged()
         merged.add(read(path).values, as_typed(path))
+        merged.add({"name": path.stem}, as_typed(path))
         tables[path.stem] = _validate(TableSpec, merged, as_typed(path))
     ordered = dict(sorted(tables.items(), key=lambda item: (item[1].order, item[0])))
     bench = Bench(folder, methods, read(folder / BUDGETS).values, ordered)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowrl.bench.report import Budget, RunRecord
-from flowrl.bench.spec import Bench, Scale, Steps, TableSpec
+from flowrl.bench.spec import Bench, Scale, TableSpec
 from flowrl.bench.units import Store, Unit, UnitRecord, make_key
 from flowrl.errors import UserError
 from flowrl.numerics import NUMERICS
@@ -140,7 +140,11 @@ class Study:
         return [f"evaluation.scorers.{name}={values}" for name, values in found]
 
     def _load(self, recipe: str, rewards: str, overrides: tuple[str, ...]) -> Recipe:
-        key = recipe, rewards, tuple(text for text in overrides if not text.startswith(("run.seed=", "evaluation.seed=")))
+        key = (
+            recipe,
+            rewards,
+            tuple(text for text in overrides if not text.startswith(("run.seed=", "evaluation.seed="))),
+        )
         seeds = [int(text.partition("=")[2]) for text in overrides if text.startswith("run.seed=")]
         if key not in self._recipes:
             self._recipes[key] = load_recipe(recipe, model=self.model, rewards=rewards, overrides=list(overrides))
@@ -164,10 +168,15 @@ class Study:
         resolved = self.bench.resolve(method)
         return self.bench.methods[resolved].rate_of or resolved
 
-    def monitor(self, recipe: Recipe) -> str:
-        """By what held-out scorer learning rates are chosen: gold where there is one, else the first."""
-        names = list(recipe.evaluation.scorers)
+    def monitor_of(self, names: Sequence[str]) -> str:
+        """By which held-out score learning rates are chosen: gold where there is one, else the first."""
         return GOLD if GOLD in names else names[0]
+
+    def monitor_name(self, rewards: str) -> str:
+        """The same before anything has run."""
+        method = next(name for name, defined in self.bench.methods.items() if defined.recipe is not None)
+        names = list(self.recipe(method, rewards).evaluation.scorers)
+        return self.monitor_of(names) if names else "score"
 
     # ---- units
 
@@ -201,13 +210,15 @@ class Study:
         search = self.scale.search
         if search is None:
             return {}
-        names = [self.rate_method(m) for spec in specs if spec.train for m in spec.methods if self._is_trained(m)]
+        names = [self.rate_method(m) for spec in specs if spec.train for m in spec.methods if self.is_trained(m)]
         found: dict[str, list[tuple[float, Unit]]] = {}
         for method in dict.fromkeys(names):
             base = self._at_own_rate(method, search.rewards).optimizer.lr
             for factor in search.factors:
                 rate = float(f"{base * factor:.3g}")
-                trial = Study(self.bench, self.model, self.budget, self.store, rates={method: rate}, _recipes=self._recipes)
+                trial = Study(
+                    self.bench, self.model, self.budget, self.store, rates={method: rate}, _recipes=self._recipes
+                )
                 for seed in range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + search.seeds):
                     unit = trial.train_unit(method, search.rewards, seed, search.iterations, f"lr {rate:g}")
                     found.setdefault(method, []).append((rate, unit))
@@ -217,7 +228,7 @@ class Study:
         plain = Study(self.bench, self.model, self.budget, self.store, _recipes=self._recipes)
         return plain.recipe(method, rewards)
 
-    def _is_trained(self, method: str) -> bool:
+    def is_trained(self, method: str) -> bool:
         return self.bench.methods[self.bench.resolve(method)].recipe is not None
 
     def train_unit(self, method: str, rewards: str, seed: int, iterations: int, remark: str = "") -> Unit:
@@ -318,7 +329,7 @@ class Study:
     def evaluation(self, spec: TableSpec, which: Evaluated, method: str, rewards: str, seed: int) -> Evaluation | None:
         """The evaluation of a run (of the untrained model, whatever the rewards) where it is finished."""
         trained = None
-        if self._is_trained(method):
+        if self.is_trained(method):
             iterations = self.scale.long if spec.long else self.scale.iterations
             trained = self.train_unit(method, rewards, seed, iterations)
         unit = self.evaluation_unit(which, seed, trained, method)
@@ -334,7 +345,7 @@ class Study:
     def measured(self, spec: TableSpec, name: str) -> list[Measured]:
         """What a table's measurement found, of every method, rewards and seed where it is finished."""
         found = []
-        for method in (m for m in spec.methods if self._is_trained(m)):
+        for method in (m for m in spec.methods if self.is_trained(m)):
             for rewards in spec.rewards:
                 for seed in self.seeds(spec):
                     unit = self.measure_unit(spec, name, method, rewards, seed)
@@ -358,9 +369,6 @@ class Study:
         ]
         records = (self.store.record(unit.key) for unit in units)
         return [record.run for record in records if record is not None and record.run.status == "failed"]
-
-    def report_folder(self) -> Path:
-        return self.store.folder
 
 
 def model_weights(config: Any) -> str:
@@ -393,7 +401,3 @@ def weights_identity(recipe: Recipe) -> dict[str, Any]:
 
     rewards = {name: once(reward.scorer, lambda scorer: scorer.identity()) for name, reward in recipe.rewards.items()}
     return {"model": once(recipe.model, model_weights), "rewards": rewards}
-
-
-def needed_steps(specs: Sequence[TableSpec]) -> tuple[Steps, ...]:
-    return tuple(dict.fromkeys(steps for spec in specs for steps in spec.steps))

@@ -44,7 +44,9 @@ class Stopped(BaseException):
 class Worker:
     """One process's part of a list of units."""
 
-    def __init__(self, store: Store, units: Sequence[Unit], since: float, say: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, store: Store, units: Sequence[Unit], since: float, say: Callable[[dict[str, Any]], None]
+    ) -> None:
         """``since``: when the command began; units that failed after it are not tried again."""
         self.store, self.units, self.since, self.say = store, units, since, say
         self.stopping = False
@@ -122,7 +124,8 @@ class Worker:
 
 
 def _train(unit: Unit, output: Path) -> bool:
-        from flowrl.run import train
+    from flowrl.output import RECIPE
+    from flowrl.run import train
 
     recipe = _recipe(unit)
     resume = (output / RECIPE).is_file()
