@@ -46,9 +46,8 @@ class Rates(Record):
 
     def describe(self) -> str:
         return (
-            f"{self.forwards:,.0f} forwards/s in batches of {self.max_batch} and {self.training_forwards:,.0f} training "
-            f"forwards/s in batches of {self.microbatch}, measured alone on {self.device} ({self.precision}, torch "
-            f"{self.torch})"
+            f"{self.forwards:,.0f} forwards/s (batches of {self.max_batch}) and {self.training_forwards:,.0f} training "
+            f"forwards/s (of {self.microbatch}), measured alone on {self.device}, {self.precision}, torch {self.torch}"
         )
 
 

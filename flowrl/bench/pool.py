@@ -81,6 +81,8 @@ class _Process:
     popen: subprocess.Popen[bytes]
     unit: str | None = None
     buffer: bytes = b""
+    open: bool = True
+    """Whether more may be heard of it."""
 
 
 @dataclass
@@ -165,6 +167,7 @@ class Pool:
         if not found:
             if found == b"":
                 self.selector.unregister(process.popen.stdout)
+                process.open = False
             return
         *lines, process.buffer = (process.buffer + found).split(b"\n")
         for line in lines:
@@ -183,7 +186,7 @@ class Pool:
 
     def _ended(self, process: _Process) -> None:
         """A worker's end: of a death in the middle of a unit that unit failed, and the others go on in a new one."""
-        if process.popen.stdout in (key.fileobj for key in self.selector.get_map().values()):
+        while process.open:
             self._hear(process)
         self._processes.remove(process)
         code = process.popen.returncode
@@ -225,8 +228,8 @@ class Pool:
         left = [unit for unit in self.units if not self._is_over(unit)]
         to_go = sum(map(self.cost, left)) * (self._spent / self._estimated if self._estimated else 1.0)
         when = duration(to_go / max(1, min(self.resources.jobs, len(left) or 1)))
-        waiting = len(left) - running
-        return f"[{len(self.units) - len(left)} of {len(self.units)} done, {running} running, {waiting} left, {when} to go]"
+        done, waiting = len(self.units) - len(left), len(left) - running
+        return f"[{done} of {len(self.units)} done, {running} running, {waiting} left, {when} to go]"
 
     def _is_over(self, unit: Unit) -> bool:
         return self.store.done(unit.key) or self.store.failed_since(unit.key, self.since)

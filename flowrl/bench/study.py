@@ -251,7 +251,7 @@ class Study:
             recipe_digest=recipe.digest(),
             command=shlex.join(command),
             arguments=arguments,
-            **of_training(recipe),
+            **of_training(recipe)._asdict(),
         )
 
     def evaluation_unit(self, which: Evaluated, seed: int, trained: Unit | None, method: str) -> Unit:
@@ -284,7 +284,7 @@ class Study:
             command=shlex.join(command),
             arguments={"of": of, **given},
             needs=None if trained is None else trained.key,
-            **of_evaluation(self.fragment, given, is_benchmark),
+            **of_evaluation(self.fragment, given, is_benchmark)._asdict(),
         )
 
     def measure_unit(self, spec: TableSpec, name: str, method: str, rewards: str, seed: int) -> Unit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
@@ -17,8 +17,16 @@ SAMPLED_PROMPTS = 4
 """Places of the batch over which drawn actions are averaged."""
 
 
-def of_training(recipe: Recipe) -> dict[str, float]:
-    """``forwards``, ``training_forwards`` and ``images`` of a whole run, its held-out evaluations included."""
+class Workload(NamedTuple):
+    """Over a whole unit. ``images`` are decoded and scored."""
+
+    forwards: float
+    training_forwards: float
+    images: float
+
+
+def of_training(recipe: Recipe) -> Workload:
+    """Of a run, its held-out evaluations included."""
     plans: dict[str, tuple[Plan, float]] = {}
     forwards, training, images = 0.0, 0.0, 0.0
     for iteration in range(recipe.run.iterations):
@@ -32,21 +40,20 @@ def of_training(recipe: Recipe) -> dict[str, float]:
         images += len(plan.leaves)
     prompts = recipe.rollout.prompts
     evaluations, held_out = _evaluations(recipe)
-    return {
-        "forwards": forwards * prompts + evaluations * held_out * recipe.evaluation.num_steps,
-        "training_forwards": training * prompts,
-        "images": images * prompts + evaluations * held_out,
-    }
+    drawn = evaluations * held_out
+    return Workload(
+        forwards * prompts + drawn * recipe.evaluation.num_steps, training * prompts, images * prompts + drawn
+    )
 
 
-def of_evaluation(fragment: ModelFragment, given: dict[str, Any], is_benchmark: bool) -> dict[str, float]:
-    """The same of ``flowrl eval``."""
+def of_evaluation(fragment: ModelFragment, given: dict[str, Any], is_benchmark: bool) -> Workload:
+    """Of ``flowrl eval``."""
     own = fragment.evaluation
     steps = given["num_steps"] or own.generate.num_steps or own.num_steps
     test = fragment.data.test if fragment.data is not None else None
     known = None if is_benchmark else num_prompts(test)
     images = (given["limit"] or known or (100 if is_benchmark else UNKNOWN_PROMPTS)) * given["images_per_prompt"]
-    return {"forwards": float(images * steps), "training_forwards": 0.0, "images": float(images)}
+    return Workload(float(images * steps), 0.0, float(images))
 
 
 def _training_forwards(recipe: Recipe, plan: Plan, iteration: int) -> float:

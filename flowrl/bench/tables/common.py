@@ -124,9 +124,7 @@ def order_claims(study: Study, spec: TableSpec, which: Evaluated, rewards: str, 
     reference = spec.reference
     if reference is None:
         return []
-    theirs = study.bench.methods[reference].paper
-    if spec.name == "ablation":
-        theirs = "123"
+    theirs = study.bench.methods[reference].paper or ""
     claims = []
     for method in spec.methods:
         other = study.bench.methods[method].paper

@@ -93,7 +93,12 @@ def compute_table(study: Study, spec: TableSpec, rewards: str) -> Table | None:
     cost = [Column(key="forwards", title="forwards", better="lower", digits=0)]
     cost += [Column(key="training_forwards", title="training forwards", better="lower", digits=0)]
     cost += [Column(key="seconds", title="seconds", better="lower", digits=1)] if found.rates else []
-    rows = [_row(study, spec, found, method) for method in spec.methods if study.is_trained(method)]
+    rows = [
+        _row(study, spec, found, method, group or None)
+        for group, methods in spec.groups.items()
+        for method in methods
+        if study.is_trained(method)
+    ]
     return Table(
         name=f"{spec.name}_compute_{rewards}",
         title=f"At equal iterations, forwards and seconds ({rewards_title(rewards)})",
@@ -103,7 +108,7 @@ def compute_table(study: Study, spec: TableSpec, rewards: str) -> Table | None:
     )
 
 
-def _row(study: Study, spec: TableSpec, found: Histories, method: str) -> Row:
+def _row(study: Study, spec: TableSpec, found: Histories, method: str, group: str | None) -> Row:
     cells: dict[str, Cell] = {}
     keys = found.keys.get(method, ())
     for score in found.scores():
@@ -121,7 +126,8 @@ def _row(study: Study, spec: TableSpec, found: Histories, method: str) -> Row:
         cells["training_forwards"] = Cell(value=float(np.mean([run.training_forwards[-1] for run in runs])))
         if found.rates is not None:
             cells["seconds"] = Cell(value=float(np.mean([found.x(run, "seconds")[-1] for run in runs])))
-    return Row(title=study.title(method), cells=cells, failed=failure(study, spec, method, found.rewards))
+    failed = failure(study, spec, method, found.rewards)
+    return Row(title=study.title(method), cells=cells, group=group, failed=failed)
 
 
 def called(found: Cell) -> Cell:

@@ -103,8 +103,8 @@ def _methods(study: Study, spec: TableSpec, model: str, recipes: dict[str, Recip
         rows=tuple(rows),
         caption=(
             f"Means over the {recipe.run.iterations} iterations of a run, T = {recipe.grid.num_steps}, "
-            f"G = {recipe.rollout.group}, {recipe.rollout.prompts} prompts. The published loop denoises one sample at a "
-            f"time; the tree runs what siblings and granularities share once.{how}"
+            f"G = {recipe.rollout.group}, {recipe.rollout.prompts} prompts. The published loop denoises one sample "
+            f"at a time; the tree runs what siblings and granularities share once.{how}"
         ),
     )
 
@@ -192,8 +192,8 @@ def _countings(recipe: Recipe) -> Table:
         ),
         rows=tuple(rows),
         caption=(
-            f"T = {num_steps}, G = {group}, M = {len(steps)} steps, Lambda = {set(strides)}. The share is what would be "
-            "saved by leaving all granularities but 1 out. The released loop also draws one noiseless image."
+            f"T = {num_steps}, G = {group}, M = {len(steps)} steps, Lambda = {set(strides)}. The share is what would "
+            "be saved by leaving all granularities but 1 out. The released loop also draws one noiseless image."
         ),
     )
 
@@ -209,8 +209,8 @@ def _claim(recipe: Recipe) -> Claim:
         claim=f"{claimed['forwards']} forwards of a sample, of which MGAI is {claimed['share']:.1%}",
         source="arXiv 2510.01982, section 11",
         measured=(
-            f"the formula as printed gives {printed} and {1 - base / printed:.1%}; the tree runs {tree:,} forwards of a "
-            f"prompt, of which MGAI is {1 - alone / tree:.1%}"
+            f"the formula as printed gives {printed} and {1 - base / printed:.1%}; the tree runs {tree:,} forwards "
+            f"of a prompt, of which MGAI is {1 - alone / tree:.1%}"
         ),
         reproduced=printed == claimed["forwards"],
     )

@@ -36,8 +36,8 @@ def report(study: Study, spec: TableSpec) -> Report:
     columns = [Column(key=name, title=title, better="higher", digits=4, percent=True) for name, title in NAMES.items()]
     text = (
         f"Share of testpoints granted, trained on {rewards_title(rewards)}, {study.scale.benchmark_prompts or 'all'} "
-        f"prompts with {study.scale.benchmark_images} images each, {len(study.seeds(spec))} seeds. Overall is the mean of "
-        "the ten dimensions. 95 % intervals of Student's t over seeds; with one seed a bootstrap over prompts."
+        f"prompts with {study.scale.benchmark_images} images each, {len(study.seeds(spec))} seeds. Overall is the mean "
+        "of the ten dimensions. 95 % intervals of Student's t over seeds; with one seed a bootstrap over prompts."
     )
     claims = tuple(_claims(study, spec, summaries))
     return make(
