@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from flowrl import atomic
 from flowrl.bench.report import BUDGETS, Report
 
@@ -29,8 +27,13 @@ def save(report: Report, folder: Path) -> str:
     return f"table {report.name} is in {path}{lacking}"
 
 
+def load(path: Path) -> Report:
+    """A report from its JSON. Raises OSError or ValueError where it is none."""
+    return Report.model_validate(json.loads(path.read_bytes()))
+
+
 def _there(path: Path) -> Report | None:
     try:
-        return Report.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError):
+        return load(path)
+    except (OSError, ValueError):
         return None
