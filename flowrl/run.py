@@ -50,11 +50,13 @@ def train(
     resume: bool = False,
     stop_after: int | None = None,
     grace: float | None = None,
+    pictures: bool = True,
 ) -> Summary:
     """Train by a recipe into ``output``.
 
     ``resume`` continues from the newest good checkpoint there. ``stop_after`` ends after that many iterations in
     all, as if interrupted. ``grace``: seconds that a signal leaves the iteration in flight (None: all it needs).
+    ``pictures``: whether curves.png and before_after.png are drawn at the end.
     Raises UserError for mistakes in what was asked, RunFailed where the run cannot go on.
     """
     if stop_after is not None and stop_after < 1:
@@ -71,17 +73,23 @@ def train(
         if is_main:
             stack.enter_context(locked(output))
         interrupt = stack.enter_context(Interrupt(grace, say=None if is_main else lambda line: None))
-        return _Session(trainer, output, test_prompts, interrupt, stack).run(found, stop_after)
+        return _Session(trainer, output, test_prompts, interrupt, stack, pictures).run(found, stop_after)
 
 
 class _Session:
     """One process's part in a run, from its start or resumption to its end."""
 
     def __init__(
-        self, trainer: Trainer, output: Path, test_prompts: list[Prompt], interrupt: Interrupt, stack: ExitStack
+        self,
+        trainer: Trainer,
+        output: Path,
+        test_prompts: list[Prompt],
+        interrupt: Interrupt,
+        stack: ExitStack,
+        pictures: bool,
     ) -> None:
         self.trainer, self.output, self.test_prompts = trainer, output, test_prompts
-        self.interrupt, self.stack = interrupt, stack
+        self.interrupt, self.stack, self.pictures = interrupt, stack, pictures
         self.recipe = trainer.recipe
         self.is_main = trainer.accelerator.is_main_process
         self.agreement = Agreement()
@@ -325,7 +333,7 @@ class _Session:
         trainer.accelerator.wait_for_everyone()
         if self.scorers:
             self._evaluate("after")
-        if self.is_main:
+        if self.is_main and self.pictures:
             best, marks = read_best(self.output), {}
             if best is not None:
                 marks[best.iteration] = "best"

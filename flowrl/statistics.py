@@ -116,8 +116,8 @@ def t_quantile(df: float, probability: float = 0.975) -> float:
     >>> round(t_quantile(4), 3)
     2.776
     """
-    centre = (np.arange(400_000) + 0.5) / 400_000 * (np.pi / 2)
+    centre = (np.arange(40_000) + 0.5) / 40_000 * (np.pi / 2)
     density = np.cos(centre) ** (df - 1)
     below = np.cumsum(density) / density.sum()  # of |a|
-    angle = np.interp(2 * probability - 1, below, centre + np.pi / 1_600_000)
+    angle = np.interp(2 * probability - 1, below, centre + np.pi / 160_000)
     return float(np.sqrt(df) * np.tan(angle))

@@ -98,6 +98,8 @@ class Measurement(Spec):
     """``module:function``, called as ``function(recipe, **options)``; returns JSON values."""
     trained: bool = False
     """Of the runs: the recipe's model is the trained one. Else of the recipe, whose model is untrained."""
+    untrained: bool = False
+    """Also of the table's untrained model, by the reference method's recipe."""
     options: dict[str, Any] = Field(default_factory=dict)
     """For all budgets."""
     budgets: dict[Literal["smoke", "small", "full"], dict[str, Any]] = Field(default_factory=dict)

@@ -196,6 +196,8 @@ class Study:
         for method in spec.methods:
             if self.bench.methods[self.bench.resolve(method)].recipe is None:
                 yield from (self.evaluation_unit(which, seed, None, method) for which in evaluated)
+                for name in (name for name, asked in spec.measure.items() if asked.untrained):
+                    yield from (self.measure_unit(spec, name, method, rewards, seed) for rewards in spec.rewards)
                 continue
             for rewards in spec.rewards:
                 trained = self.train_unit(method, rewards, seed, iterations)
@@ -291,22 +293,24 @@ class Study:
         """A table's measurement ``name`` of a method's recipe, or of its run."""
         asked = spec.measure[name]
         iterations = self.scale.long if spec.long else self.scale.iterations
-        trained = self.train_unit(method, rewards, seed, iterations)
+        is_trained = asked.trained and self.is_trained(method)
+        whose = method if self.is_trained(method) else spec.reference or method
+        trained = self.train_unit(whose, rewards, seed, iterations)
         options = asked.options | asked.budgets.get(self.budget, {})
-        key = make_key("measure", asked.function, options, trained.key, asked.trained, NUMERICS)
+        key = make_key("measure", asked.function, options, trained.key, is_trained, NUMERICS)
         arguments = dict(trained.arguments)
-        if asked.trained:
+        if is_trained:
             weights = self.store.path(trained.key) / "weights"
             arguments["overrides"] = [*arguments["overrides"], f"model.source={weights}"]
         return Unit(
             key=key,
             kind="measure",
-            title=f"{trained.title}: {name}",
+            title=f"{trained.title if self.is_trained(method) else self.title(method)}: {name}",
             seed=seed,
             recipe_digest=trained.recipe_digest,
             command=self.command,
             arguments={**arguments, "function": asked.function, "options": options},
-            needs=trained.key if asked.trained else None,
+            needs=trained.key if is_trained else None,
             forwards=trained.forwards / max(iterations, 1) * 4,
         )
 
@@ -345,7 +349,7 @@ class Study:
     def measured(self, spec: TableSpec, name: str) -> list[Measured]:
         """What a table's measurement found, of every method, rewards and seed where it is finished."""
         found = []
-        for method in (m for m in spec.methods if self.is_trained(m)):
+        for method in (m for m in spec.methods if self.is_trained(m) or spec.measure[name].untrained):
             for rewards in spec.rewards:
                 for seed in self.seeds(spec):
                     unit = self.measure_unit(spec, name, method, rewards, seed)

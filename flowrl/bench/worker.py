@@ -134,13 +134,13 @@ def _train(unit: Unit, output: Path) -> bool:
     output.parent.mkdir(parents=True, exist_ok=True)
     grace = float(os.environ.get(GRACE_VARIABLE, "20"))
     try:
-        summary = train(recipe, output=output, resume=resume, grace=grace)
+        summary = train(recipe, output=output, resume=resume, grace=grace, pictures=False)
     except UserError as error:
         if not resume:
             raise
         print(f"what is there cannot be gone on with, the run begins anew: {error}", flush=True)
         atomic.remove_folder(output)
-        summary = train(recipe, output=output, grace=grace)
+        summary = train(recipe, output=output, grace=grace, pictures=False)
     if summary.finished:
         for name in ("checkpoints", "evaluation/before.pt", "evaluation/after.pt"):  # nothing goes on from here
             path = output / name

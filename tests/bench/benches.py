@@ -54,7 +54,8 @@ def write_bench(
         "models/toy": {"fragment": True, "model": {"kind": "tiny"}, "data": data}
         | {key: TINY[key] for key in ("grid", "rollout", "optimizer", "run", "evaluation")},
         "rewards/toy": {"fragment": True, "rewards": TINY["rewards"]},
-        "tiny_recipe": {"plugins": ["tiny"], "include": ["models/toy", "rewards/toy"]} | {k: TINY[k] for k in ALGORITHM},
+        "tiny_recipe": {"plugins": ["tiny"], "include": ["models/toy", "rewards/toy"]}
+        | {k: TINY[k] for k in ALGORITHM},
     }
     bench = folder / "bench"
     for name, values in parts.items():

@@ -14,12 +14,12 @@ from runs import rows_of
 from typer.testing import CliRunner
 
 from flowrl.bench.archive import export, take_in
+from flowrl.bench.files_out import load
 from flowrl.bench.study import Study
 from flowrl.bench.units import Unit
 from flowrl.bench.worker import Worker
 from flowrl.cli import app
 from flowrl.errors import UserError
-from flowrl.bench.files_out import load
 
 
 def work(study: Study, units: list[Unit] | None = None, since: float | None = None) -> list[dict[str, Any]]:
@@ -79,8 +79,14 @@ def test_a_damaged_run_is_named_and_done_again(tmp_path: Path) -> None:
 
 
 def test_one_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
-    broken = {"recipe": "tiny_recipe.yaml", "title": "Broken", "overrides": ["rewards.a.broken_at=[0, 1, 2, 3, 4, 5, 6]"]}
-    bench = write_bench(tmp_path, methods={"broken": broken, **METHODS}, scale={"seeds": 1, "iterations": 2, "every": 1})
+    broken = {
+        "recipe": "tiny_recipe.yaml",
+        "title": "Broken",
+        "overrides": ["rewards.a.broken_at=[0, 1, 2, 3, 4, 5, 6]"],
+    }
+    bench = write_bench(
+        tmp_path, methods={"broken": broken, **METHODS}, scale={"seeds": 1, "iterations": 2, "every": 1}
+    )
     result = CliRunner().invoke(app, arguments(bench, "--output", str(tmp_path / "out")))
     assert result.exit_code == 1, result.output
     assert "failed  Broken" in result.output
@@ -95,7 +101,11 @@ def test_one_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_tried_again_by_the_next_command(tmp_path: Path) -> None:
-    broken = {"recipe": "tiny_recipe.yaml", "title": "Broken", "overrides": ["rewards.a.broken_at=[0, 1, 2, 3, 4, 5, 6]"]}
+    broken = {
+        "recipe": "tiny_recipe.yaml",
+        "title": "Broken",
+        "overrides": ["rewards.a.broken_at=[0, 1, 2, 3, 4, 5, 6]"],
+    }
     study = study_of(write_bench(tmp_path, methods={"broken": broken}, scale={"seeds": 1}))
     since = time.time()
     assert ended(work(study, since=since)) == ["failed"]
@@ -185,7 +195,9 @@ def test_the_command_shows_its_plan_without_doing_anything(tmp_path: Path) -> No
 
 def test_a_table_is_not_replaced_by_one_of_a_smaller_budget(finished: Study, tmp_path: Path) -> None:
     bench = finished.bench.folder
-    outputs = [CliRunner().invoke(app, arguments(bench, "--budget", b, "--output", str(tmp_path))) for b in ("full", "smoke")]
+    outputs = [
+        CliRunner().invoke(app, arguments(bench, "--budget", b, "--output", str(tmp_path))) for b in ("full", "smoke")
+    ]
     assert [result.exit_code for result in outputs] == [0, 0]
     assert "is of budget full and stays" in outputs[1].output
     assert load(tmp_path / "curves.json").budget == "full"

@@ -61,7 +61,12 @@ def test_peers_of_the_step_are_the_siblings_in_singular_sampling(shipped: Study)
 
 def test_papers_rows_are_methods(shipped: Study) -> None:
     known = {method.paper for method in shipped.bench.methods.values()} - {None}
-    named = {row for table in ("main", "ablation", "steps", "unigenbench") for rows in paper()[table].values() for row in rows}
+    named = {
+        row
+        for table in ("main", "ablation", "steps", "unigenbench")
+        for rows in paper()[table].values()
+        for row in rows
+    }
     assert named == known
 
 
@@ -88,7 +93,10 @@ def test_numerics_enter_the_key(shipped: Study, monkeypatch: pytest.MonkeyPatch)
     ("change", "expected"),
     [
         ({"methods": METHODS | {"x": {"recip": "a", "title": "X"}}}, r"recip: unknown key; did you mean 'recipe'"),
-        ({"methods": METHODS | {"x": {"same_as": "tow", "title": "X"}}}, r"x.same_as: no method 'tow'; did you mean 'two'"),
+        (
+            {"methods": METHODS | {"x": {"same_as": "tow", "title": "X"}}},
+            r"x.same_as: no method 'tow'; did you mean 'two'",
+        ),
         ({"scale": {"seeds": 0}}, r"budgets.yaml: seeds: must be greater than or equal to 1, got 0|seeds: "),
         ({"table": {"groups": {"": ["oen"]}}}, r"curves.yaml: no method 'oen'; did you mean 'one'"),
         ({"table": {"rewards": []}}, r"rewards: name a rewards fragment"),

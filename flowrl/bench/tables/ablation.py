@@ -13,37 +13,35 @@ from flowrl.bench.tables.common import (
     metric_row,
     metrics_of,
     order_claims,
-    paper_rows,
+    order_column,
     rewards_title,
     simple_table,
 )
 from flowrl.bench.tables.common import (
     report as make,
 )
-from flowrl.bench.tables.compute import called, compute_table
+from flowrl.bench.tables.compute import called, compute_tables
 
 
 def report(study: Study, spec: TableSpec) -> Report:
     """A group of rows for each thing that is varied; the last column is the difference to the reference."""
     rewards = spec.rewards[0]
-    reported = paper_rows(spec, rewards)
+    orders = order_claims(study, spec, "many", rewards, rewards)
     judge = metrics_of(study)[-1]
     rows = []
     for group, methods in spec.groups.items():
         for method in methods:
-            theirs = reported.get(study.bench.methods[method].paper or "", {})
-            row = metric_row(study, spec, "many", method, rewards, group=group, reported=theirs)
+            row = metric_row(study, spec, "many", method, rewards, group=group, key=rewards, orders=orders)
             rows.append(row.model_copy(update={"cells": dict(row.cells) | {"less": _less(study, spec, method, judge)}}))
     less = Column(key="less", title=f"{judge} less {study.title(spec.reference or '')}", digits=4)
     what = (
         f"Variants of G2RPO trained on {rewards_title(rewards)}, {study.scale.steps.many} denoising steps, "
         f"{study.scale.prompts or 'all'} prompts; rows that are the same run by construction share its numbers."
     )
-    columns = (*columns_of(metrics_of(study)), less)
+    columns = (*columns_of(metrics_of(study)), less, order_column(study, spec))
     blocks: list[Block] = [simple_table("ablation", spec.title, columns, rows, caption(study, spec, what))]
-    table = compute_table(study, spec, rewards)
-    blocks += [table] if table is not None else []
-    claims = tuple(order_claims(study, spec, "many", rewards, rewards))
+    blocks += compute_tables(study, spec, rewards)[:1]
+    claims = tuple(claim for found in orders.values() for claim in found)
     notes = tuple(
         f"{study.title(method)}: {note}." for method in spec.methods if (note := study.bench.methods[method].note)
     )

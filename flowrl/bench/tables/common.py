@@ -47,6 +47,8 @@ def paper() -> dict[str, Any]:
 def paper_rows(spec: TableSpec, key: str) -> Mapping[str, Mapping[str, float]]:
     """The paper's rows of a table for a reward set or, of table steps, a number of steps; empty where it has none."""
     found: Mapping[str, Mapping[str, float]] = paper().get(spec.name, {}).get(key, {})
+    if spec.name == "steps" and key == "many":
+        found = paper()["main"]["hps_clip"]  # Table 1's 50 steps
     return found
 
 
@@ -59,8 +61,17 @@ def columns_of(metrics: Iterable[str]) -> tuple[Column, ...]:
     return tuple(Column(key=name, title=TITLES.get(name, name), better="higher") for name in metrics)
 
 
+def rewards_name(rewards: str) -> str:
+    """Of a fragment's name or file.
+
+    >>> rewards_name("own/hps_clip.yaml"), rewards_title("hps_clip")
+    ('hps_clip', 'HPS & CLIP')
+    """
+    return Path(rewards).stem
+
+
 def rewards_title(rewards: str) -> str:
-    return " & ".join(part.upper() for part in rewards.split("_"))
+    return " & ".join(part.upper() for part in rewards_name(rewards).split("_"))
 
 
 def cell(
@@ -99,14 +110,33 @@ def metric_row(
     rewards: str,
     *,
     group: str | None,
-    reported: Mapping[str, float],
+    key: str,
+    orders: Mapping[str, Sequence[Claim]],
 ) -> Row:
-    """A method's scores by every metric."""
-    cells = {}
+    """A method's scores by every metric, the paper's beside them (its rows under ``key``), and what of the paper's
+    orders is reproduced."""
+    reported = paper_rows(spec, key).get(study.bench.methods[method].paper or "", {})
+    cells: dict[str, Cell] = {}
     for metric in metrics_of(study):
         grid, keys = evaluated(study, spec, which, method, rewards, metric)
         cells[metric] = cell(grid, runs=keys, reported=reported.get(metric))
+    cells |= {"order": order_cell(orders[method])} if method in orders else {}
     return Row(title=study.title(method), cells=cells, group=group, failed=failure(study, spec, method, rewards))
+
+
+def order_column(study: Study, spec: TableSpec) -> Column:
+    return Column(key="order", title=f"the paper's order against {study.title(spec.reference or '')}")
+
+
+def order_cell(claims: Sequence[Claim]) -> Cell:
+    """How many of the paper's orders are reproduced, contradicted and open."""
+    count = {
+        "reproduced": sum(claim.reproduced is True for claim in claims),
+        "contradicted": sum(claim.reproduced is False for claim in claims),
+        "open": sum(claim.reproduced is None for claim in claims),
+    }
+    text = ", ".join(f"{number} {name}" for name, number in count.items() if number)
+    return Cell(value=text, note="of the metrics; open: the interval includes 0")
 
 
 def failure(study: Study, spec: TableSpec, method: str, rewards: str) -> str | None:
@@ -118,14 +148,14 @@ def failure(study: Study, spec: TableSpec, method: str, rewards: str) -> str | N
     return f"{found[0].title}{more}: {found[0].log}"
 
 
-def order_claims(study: Study, spec: TableSpec, which: Evaluated, rewards: str, key: str) -> list[Claim]:
-    """For every metric: the paper's reference method against each of its others, beside our paired difference."""
+def order_claims(study: Study, spec: TableSpec, which: Evaluated, rewards: str, key: str) -> dict[str, list[Claim]]:
+    """Method -> for every metric the paper's order of it and the reference method, beside our paired difference."""
     reported = paper_rows(spec, key)
     reference = spec.reference
     if reference is None:
-        return []
+        return {}
     theirs = study.bench.methods[reference].paper or ""
-    claims = []
+    claims: dict[str, list[Claim]] = {}
     for method in spec.methods:
         other = study.bench.methods[method].paper
         if other is None or other == theirs or other not in reported or theirs not in reported:
@@ -133,7 +163,8 @@ def order_claims(study: Study, spec: TableSpec, which: Evaluated, rewards: str, 
         for metric in (name for name in metrics_of(study) if name in reported[other]):
             ours = pair(study, spec, which, reference, method, rewards, metric)
             a, b = reported[theirs][metric], reported[other][metric]
-            claims.append(claim(study, spec, metric, (reference, a), (method, b), ours, f"{rewards_title(rewards)}"))
+            found = claim(study, spec, metric, (reference, a), (method, b), ours, rewards_title(rewards))
+            claims.setdefault(method, []).append(found)
     return claims
 
 
@@ -173,10 +204,6 @@ def claim(
 
 
 # ---- the report
-
-
-def trials_of(study: Study, spec: TableSpec) -> Trials:
-    return study.search_units([spec])
 
 
 def report(study: Study, spec: TableSpec, blocks: Sequence[Block], note: str = "") -> Report:

@@ -13,7 +13,7 @@ from flowrl.bench.report import Cell, Column, Row, Table
 from flowrl.bench.results import History, ScoreGrid, read_history
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Study
-from flowrl.bench.tables.common import INTERVALS, TITLES, cell, failure, rewards_title
+from flowrl.bench.tables.common import INTERVALS, TITLES, cell, failure, rewards_name, rewards_title
 
 Axis = Literal["iterations", "forwards", "seconds"]
 AXES: tuple[Axis, ...] = ("iterations", "forwards", "seconds")
@@ -76,50 +76,49 @@ def histories(study: Study, spec: TableSpec, rewards: str, methods: Sequence[str
     return Histories(rewards, by_method, keys, rates)
 
 
-def compute_table(study: Study, spec: TableSpec, rewards: str) -> Table | None:
-    """Held-out scores at equal iterations, forwards and seconds, each less the reference method's in pairs."""
-    found = histories(study, spec, rewards)
-    if not found.by_method:
-        return None
+def compute_tables(study: Study, spec: TableSpec, rewards: str, found: Histories | None = None) -> list[Table]:
+    """A table of every held-out score, gold first; none where no run was evaluated."""
+    found = found or histories(study, spec, rewards)
+    return [_table(study, spec, found, score) for score in found.scores()]
+
+
+def _table(study: Study, spec: TableSpec, found: Histories, score: str) -> Table:
+    """A held-out score at equal iterations, forwards and seconds, each less the reference method's in pairs."""
     columns: list[Column] = []
-    for score in found.scores():
-        for axis in found.axes:
-            columns.append(
-                Column(key=f"{score} {axis}", title=f"{TITLES.get(score, score)}, equal {axis}", better="higher")
-            )
-            if spec.reference in found.by_method:
-                title = f"less {study.title(spec.reference or '')}, equal {axis}"
-                columns.append(Column(key=f"{score} {axis} less", title=title, digits=4))
+    for axis in found.axes:
+        columns.append(Column(key=axis, title=f"at equal {axis}", better="higher"))
+        if spec.reference in found.by_method:
+            title = f"less {study.title(spec.reference or '')}, equal {axis}"
+            columns.append(Column(key=f"{axis} less", title=title, digits=4))
     cost = [Column(key="forwards", title="forwards", better="lower", digits=0)]
     cost += [Column(key="training_forwards", title="training forwards", better="lower", digits=0)]
     cost += [Column(key="seconds", title="seconds", better="lower", digits=1)] if found.rates else []
     rows = [
-        _row(study, spec, found, method, group or None)
+        _row(study, spec, found, method, score, group or None)
         for group, methods in spec.groups.items()
         for method in methods
         if study.is_trained(method)
     ]
     return Table(
-        name=f"{spec.name}_compute_{rewards}",
-        title=f"At equal iterations, forwards and seconds ({rewards_title(rewards)})",
+        name=f"{spec.name}_compute_{rewards_name(found.rewards)}_{score}",
+        title=f"Held-out {TITLES.get(score, score)} at equal compute, trained on {rewards_title(found.rewards)}",
         columns=(*columns, *cost),
         rows=tuple(rows),
         caption=_caption(study, spec, found),
     )
 
 
-def _row(study: Study, spec: TableSpec, found: Histories, method: str, group: str | None) -> Row:
+def _row(study: Study, spec: TableSpec, found: Histories, method: str, score: str, group: str | None) -> Row:
     cells: dict[str, Cell] = {}
     keys = found.keys.get(method, ())
-    for score in found.scores():
-        for axis in found.axes:
-            where = found.common(axis)
-            grid = None if where is None else found.at(method, score, axis, where)
-            cells[f"{score} {axis}"] = cell(grid, runs=keys)
-            if spec.reference in found.by_method and method != spec.reference and where is not None:
-                other = found.at(spec.reference or "", score, axis, where)
-                less = None if grid is None or other is None else grid.minus(other)
-                cells[f"{score} {axis} less"] = called(cell(less, runs=keys))
+    for axis in found.axes:
+        where = found.common(axis)
+        grid = None if where is None else found.at(method, score, axis, where)
+        cells[axis] = cell(grid, runs=keys)
+        if spec.reference in found.by_method and method != spec.reference and where is not None:
+            other = found.at(spec.reference or "", score, axis, where)
+            less = None if grid is None or other is None else grid.minus(other)
+            cells[f"{axis} less"] = called(cell(less, runs=keys))
     runs = list(found.by_method.get(method, {}).values())
     if runs:
         cells["forwards"] = Cell(value=float(np.mean([run.forwards[-1] for run in runs])))
@@ -134,7 +133,7 @@ def called(found: Cell) -> Cell:
     """A difference with its verdict."""
     if found.low is None or found.high is None:
         return found
-    verdict = "a difference" if found.low > 0 or found.high < 0 else "no difference is called"
+    verdict = "a difference" if found.low > 0 or found.high < 0 else "the interval includes 0"
     return found.model_copy(update={"note": verdict})
 
 

@@ -6,9 +6,9 @@ from flowrl.bench.report import Block, Figure, Line, Panel, Report
 from flowrl.bench.results import ScoreGrid
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Study
-from flowrl.bench.tables.common import TITLES, rewards_title
+from flowrl.bench.tables.common import TITLES, rewards_name, rewards_title
 from flowrl.bench.tables.common import report as make
-from flowrl.bench.tables.compute import Axis, Histories, compute_table, histories
+from flowrl.bench.tables.compute import Axis, Histories, compute_tables, histories
 
 LABELS: dict[Axis, str] = {
     "iterations": "iteration",
@@ -23,8 +23,7 @@ def report(study: Study, spec: TableSpec) -> Report:
     for rewards in spec.rewards:
         found = histories(study, spec, rewards)
         blocks += [_figure(study, found, score) for score in found.scores()]
-        table = compute_table(study, spec, rewards)
-        blocks += [table] if table is not None else []
+        blocks += compute_tables(study, spec, rewards, found)
     return make(study, spec, blocks)
 
 
@@ -45,7 +44,7 @@ def _figure(study: Study, found: Histories, score: str) -> Figure:
     )
     name = TITLES.get(score, score)
     return Figure(
-        name=f"curves_{found.rewards}_{score}",
+        name=f"curves_{rewards_name(found.rewards)}_{score}",
         title=f"Held-out {name} of training on {rewards_title(found.rewards)}",
         panels=tuple(panels),
         caption=(

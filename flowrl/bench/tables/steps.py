@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowrl.bench.report import Report, Row, Text
+from flowrl.bench.report import Claim, Report, Row, Text
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Study
 from flowrl.bench.tables.common import (
@@ -11,7 +11,7 @@ from flowrl.bench.tables.common import (
     metric_row,
     metrics_of,
     order_claims,
-    paper_rows,
+    order_column,
     rewards_title,
     simple_table,
 )
@@ -24,16 +24,17 @@ def report(study: Study, spec: TableSpec) -> Report:
     """A group of rows for each number of steps; the paper's 10, 20 and 50 stand beside few, medium and many."""
     rewards = spec.rewards[0]
     rows: list[Row] = []
-    claims = []
+    claims: list[Claim] = []
     for which in spec.steps:
-        reported = paper_rows(spec, which) or paper_rows(spec.model_copy(update={"name": "main"}), rewards)
+        orders = order_claims(study, spec, which, rewards, which)
         group = f"{which}: {getattr(study.scale.steps, which)} steps"
-        for method in spec.methods:
-            theirs = reported.get(study.bench.methods[method].paper or "", {})
-            rows.append(metric_row(study, spec, which, method, rewards, group=group, reported=theirs))
-        claims += order_claims(study, spec, which, rewards, which)
+        rows += [
+            metric_row(study, spec, which, method, rewards, group=group, key=which, orders=orders)
+            for method in spec.methods
+        ]
+        claims += [claim for found in orders.values() for claim in found]
     what = f"Trained on {rewards_title(rewards)}, {study.scale.prompts or 'all'} prompts,"
-    table = simple_table("steps", spec.title, columns_of(metrics_of(study)), rows, caption(study, spec, what))
-    return make(
-        study, spec, [table, Text(name="steps_claims", title="Orders of the paper's Table 3", claims=tuple(claims))]
-    )
+    columns = (*columns_of(metrics_of(study)), order_column(study, spec))
+    table = simple_table("steps", spec.title, columns, rows, caption(study, spec, what))
+    text = Text(name="steps_claims", title="Orders of the paper's Tables 1 and 3", claims=tuple(claims))
+    return make(study, spec, [table, text])

@@ -11,7 +11,16 @@ import numpy as np
 from flowrl.bench.report import Cell, Claim, Column, Report, Row, Text
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Evaluation, Study
-from flowrl.bench.tables.common import cell, claim, failure, paper_rows, rewards_title, simple_table
+from flowrl.bench.tables.common import (
+    cell,
+    claim,
+    failure,
+    order_cell,
+    order_column,
+    paper_rows,
+    rewards_title,
+    simple_table,
+)
 from flowrl.bench.tables.common import report as make
 from flowrl.evaluation.unigenbench.dimensions import COLUMNS
 from flowrl.statistics import Interval, study_interval
@@ -27,19 +36,22 @@ def report(study: Study, spec: TableSpec) -> Report:
     reported = paper_rows(spec, rewards)
     found = {method: study.evaluations(spec, "benchmark", method, rewards) for method in spec.methods}
     summaries = {method: {e.seed: _summary(e) for e in evaluations} for method, evaluations in found.items()}
+    orders = _claims(study, spec, summaries)
     rows = []
     for method, evaluations in found.items():
         theirs = reported.get(study.bench.methods[method].paper or "", {})
         keys = tuple(evaluation.key for evaluation in evaluations)
         cells = {name: _cell(summaries[method], name, keys, theirs.get(name)) for name in NAMES}
+        cells |= {"order": order_cell(orders[method])} if method in orders else {}
         rows.append(Row(title=study.title(method), cells=cells, failed=failure(study, spec, method, rewards)))
     columns = [Column(key=name, title=title, better="higher", digits=4, percent=True) for name, title in NAMES.items()]
+    columns.append(order_column(study, spec))
+    claims = tuple(claim for of_method in orders.values() for claim in of_method)
     text = (
         f"Share of testpoints granted, trained on {rewards_title(rewards)}, {study.scale.benchmark_prompts or 'all'} "
         f"prompts with {study.scale.benchmark_images} images each, {len(study.seeds(spec))} seeds. Overall is the mean "
         "of the ten dimensions. 95 % intervals of Student's t over seeds; with one seed a bootstrap over prompts."
     )
-    claims = tuple(_claims(study, spec, summaries))
     return make(
         study,
         spec,
@@ -75,11 +87,11 @@ def _cell(summaries: Summaries, name: str, keys: tuple[str, ...], reported: floa
     return cell(Interval(float(numbers[0]), low, high), runs=keys, reported=theirs)
 
 
-def _claims(study: Study, spec: TableSpec, summaries: Mapping[str, Summaries]) -> list[Claim]:
+def _claims(study: Study, spec: TableSpec, summaries: Mapping[str, Summaries]) -> dict[str, list[Claim]]:
     rewards, reference = spec.rewards[0], spec.reference or ""
     reported = paper_rows(spec, rewards)
     theirs = study.bench.methods[reference].paper or ""
-    found = []
+    found: dict[str, list[Claim]] = {}
     for method in spec.methods:
         other = study.bench.methods[method].paper
         if other is None or other == theirs or other not in reported or theirs not in reported:
@@ -87,8 +99,9 @@ def _claims(study: Study, spec: TableSpec, summaries: Mapping[str, Summaries]) -
         for name in NAMES:
             a, b = reported[theirs][name], reported[other][name]
             ours = _difference(summaries[reference], summaries[method], name)
-            where = f"UniGenBench++, {name}"
-            found.append(claim(study, spec, name, (reference, a), (method, b), ours, where))
+            where = "UniGenBench++"
+            one = claim(study, spec, name, (reference, a), (method, b), ours, where)
+            found.setdefault(method, []).append(one)
     return found
 
 
