@@ -17,7 +17,7 @@ from flowrl.evaluation.results import Record
 from flowrl.recipe import Recipe
 
 BUSY, RATES = ".busy", "rates"
-SECONDS = 3.0
+SECONDS = 1.5
 """Each rate is measured for so long, after a warm-up; the median counts. On a CPU it is the process's own time that is
 measured, so that other programs do not slow it down."""
 

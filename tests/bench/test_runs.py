@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from flowrl.bench.archive import export, take_in
 from flowrl.bench.files_out import load
+from flowrl.bench.pool import Pool, Resources
 from flowrl.bench.study import Study
 from flowrl.bench.units import Unit
 from flowrl.bench.worker import Worker
@@ -32,6 +34,11 @@ def work(study: Study, units: list[Unit] | None = None, since: float | None = No
 
 def ended(events: list[dict[str, Any]]) -> list[str]:
     return [event["event"] for event in events if event["event"] != "start"]
+
+
+@pytest.fixture(autouse=True)
+def _rates_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowrl.bench.calibrate.SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -203,15 +210,28 @@ def test_a_table_is_not_replaced_by_one_of_a_smaller_budget(finished: Study, tmp
     assert load(tmp_path / "curves.json").budget == "full"
 
 
-def test_the_time_limit_ends_in_good_order_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    slow = METHODS | {"one": METHODS["one"] | {"overrides": ["rewards.a.seconds=0.05"]}}
-    bench = write_bench(tmp_path, methods=slow, scale={"seeds": 1, "iterations": 60, "every": 20})
-    process = start(bench, "--time-limit", "25")
-    began = time.monotonic()
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 3, output
-    assert time.monotonic() - began < 40
-    assert "stopped One" in output
+@pytest.mark.slow
+def test_the_time_limit_ends_a_run_in_good_order_and_the_next_command_goes_on(tmp_path: Path) -> None:
+    slow = {"one": METHODS["one"] | {"overrides": ["rewards.a.seconds=0.05"]}}
+    study = study_of(write_bench(tmp_path, methods=slow, scale={"seeds": 1, "iterations": 40, "every": 20}))
+    units = study.units(list(study.bench.tables.values()))
+    said: list[str] = []
+    pool = Pool(study.store, units, Resources(1), lambda unit: 1.0, said.append, margin=30.0)
+    metrics = study.store.path(units[0].key) / "metrics.jsonl"
+
+    def end_soon() -> None:
+        while not (metrics.is_file() and metrics.read_text().count("forwards") > 2):
+            time.sleep(0.05)
+        pool.deadline = time.monotonic() + 30.0  # within the margin: runs are told at once
+
+    watcher = threading.Thread(target=end_soon, daemon=True)
+    watcher.start()
+    outcome = pool.run()
+    assert (outcome.stopped, outcome.signal, outcome.left) == (True, None, 1)
+    assert any(line.startswith("stopped One") for line in said)
+    outcome = Pool(study.store, units, Resources(1), lambda unit: 1.0, said.append).run()
+    assert (outcome.stopped, outcome.done) == (False, 1)
+    assert "resuming after iteration" in study.store.log(units[0].key).read_text()
 
 
 @pytest.mark.slow

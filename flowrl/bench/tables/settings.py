@@ -60,8 +60,8 @@ def report(study: Study, spec: TableSpec) -> Report:
     seeds = ", ".join(map(str, study.seeds(spec)))
     text = (
         f"Of the resolved recipes on {study.model}, budget {study.budget}, seed 0 of seeds {seeds}. An empty entry: "
-        "the method has no such setting, or the paper does not name it. Learning rates are those of the search, where one "
-        "was made."
+        "the method has no such setting, or the paper does not name it. Learning rates are those of the search, "
+        "where one was made."
     )
     return make(study, spec, [simple_table("settings", spec.title, columns, [*rows, *known], text)])
 
