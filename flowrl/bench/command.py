@@ -19,6 +19,7 @@ from flowrl.bench.search import choose_rates
 from flowrl.bench.spec import TableSpec, load_bench
 from flowrl.bench.study import Study
 from flowrl.bench.units import Store, Unit
+from flowrl.costs import iteration_cost
 from flowrl.errors import UserError
 from flowrl.progress import duration
 from flowrl.recipe import Recipe
@@ -210,23 +211,22 @@ class _Session:
             )
         left = [unit for unit in found.values() if not study.store.done(unit.key)]
         self.say(f"{len(found)} in all, {len(found) - len(left)} done; {self.estimate(left)}")
-        flops = _flops(study, self.specs)
+        flops = _flops(study, self.specs, left)
         if flops:
             self.say(flops)
         if self.rates is None and left:
             self.say("no rates of this device are known yet: flowrl bench calibrate measures them")
 
 
-def _flops(study: Study, specs: Sequence[TableSpec]) -> str:
-    """What a training run of the reference costs, where the model's sizes are known."""
-    from flowrl.costs import iteration_cost
-
+def _flops(study: Study, specs: Sequence[TableSpec], left: Sequence[Unit]) -> str:
+    """What is left in FLOPs of the transformer, where its sizes are known."""
     recipe = reference_recipe(study, specs)
     cost = None if recipe is None else iteration_cost(recipe)
-    if recipe is None or cost is None or cost.flops is None:
+    if cost is None or cost.flops is None or not left:
         return ""
-    run = (cost.flops.rollout + cost.flops.training) * recipe.rollout.prompts * recipe.run.iterations
-    return f"a run of {recipe.name}: {run:.3g} FLOPs of the transformer in {recipe.run.iterations} iterations"
+    passes = cost.flops.training / (cost.training_forwards * cost.flops.per_forward)
+    counted = sum(unit.forwards + passes * unit.training_forwards for unit in left)
+    return f"{counted * cost.flops.per_forward:.3g} FLOPs of the transformer to go"
 
 
 def _device(here: Resources) -> str:
@@ -244,15 +244,20 @@ def _check(
     """Everything that can be missing, before anything runs; with the plan shown first where something is."""
     from flowrl.evaluation.metrics import find_metrics
 
-    try:
-        recipe.model.check()
-        recipe.check_scorers()
+    def metrics() -> None:
         if any(spec.steps or spec.benchmark for spec in specs):
             find_metrics(",".join(study.metrics), study.fragment.evaluation.metrics).check()
-    except UserError:
+
+    problems: dict[str, None] = {}
+    for check in (recipe.model.check, recipe.check_scorers, metrics):
+        try:
+            check()
+        except UserError as error:
+            problems[str(error)] = None
+    if problems:
         if say is not None:
             _Session(study, specs, here, None, say, None, None).show_plan()
-        raise
+        raise UserError("\n".join(problems))
 
 
 def _calibrate(study: Study, recipe: Recipe, say: Callable[[str], None]) -> Rates | None:

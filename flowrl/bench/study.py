@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from flowrl.bench.identity import model_weights, weights_identity
 from flowrl.bench.report import Budget, RunRecord
 from flowrl.bench.spec import Bench, Scale, TableSpec
 from flowrl.bench.units import Store, Unit, UnitRecord, make_key
-from flowrl.errors import UserError
 from flowrl.numerics import NUMERICS
 from flowrl.recipe import Recipe, load_model, load_recipe
 
@@ -244,7 +244,8 @@ class Study:
         key = make_key("train", *parts)
         command = ["flowrl", "train", arguments["recipe"], "--model", self.model, "--rewards", rewards]
         command += ["--output", str(self.store.path(key)), *arguments["overrides"]]
-        title = ", ".join(filter(None, (f"{self.title(method)} on {rewards}", f"seed {seed}", remark)))
+        name = f"{self.bench.resolve(method)} on {Path(rewards).stem}"
+        title = ", ".join(filter(None, (name, f"seed {seed}", remark)))
         return Unit(
             key=key,
             kind="train",
@@ -276,7 +277,7 @@ class Study:
         command += ["--seed", str(seed)]
         command += ["--limit", str(given["limit"])] if given["limit"] else []
         command += ["--steps", str(given["num_steps"])] if given["num_steps"] else []
-        of_what = self.title(method) if trained is None else trained.title
+        of_what = f"{method}, seed {seed}" if trained is None else trained.title
         return Unit(
             key=key,
             kind="eval",
@@ -305,7 +306,7 @@ class Study:
         return Unit(
             key=key,
             kind="measure",
-            title=f"{trained.title if self.is_trained(method) else self.title(method)}: {name}",
+            title=f"{trained.title if self.is_trained(method) else method}: {name}",
             seed=seed,
             recipe_digest=trained.recipe_digest,
             command=self.command,
@@ -373,35 +374,3 @@ class Study:
         ]
         records = (self.store.record(unit.key) for unit in units)
         return [record.run for record in records if record is not None and record.run.status == "failed"]
-
-
-def model_weights(config: Any) -> str:
-    """A digest of a model's files; ``missing`` where they are not here, so that a plan can be shown."""
-    from flowrl.policies.pipeline_folder import digest, locate
-
-    source = getattr(config, "source", None)
-    if source is None:
-        return "none"
-    try:
-        return digest(locate(source))
-    except UserError:
-        return "missing"
-
-
-_IDENTITIES: dict[str, Any] = {}
-
-
-def weights_identity(recipe: Recipe) -> dict[str, Any]:
-    """What the model and the rewards of a recipe are, by their files."""
-
-    def once(config: Any, find: Any) -> Any:
-        name = json.dumps(config.model_dump(mode="json"), sort_keys=True, default=str)
-        if name not in _IDENTITIES:
-            try:
-                _IDENTITIES[name] = find(config)
-            except (UserError, OSError):
-                _IDENTITIES[name] = "missing"
-        return _IDENTITIES[name]
-
-    rewards = {name: once(reward.scorer, lambda scorer: scorer.identity()) for name, reward in recipe.rewards.items()}
-    return {"model": once(recipe.model, model_weights), "rewards": rewards}

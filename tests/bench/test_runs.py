@@ -96,7 +96,7 @@ def test_one_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
     )
     result = CliRunner().invoke(app, arguments(bench, "--output", str(tmp_path / "out")))
     assert result.exit_code == 1, result.output
-    assert "failed  Broken" in result.output
+    assert "failed  broken on toy, seed 0" in result.output
     report = load(tmp_path / "out" / "curves.json")
     failed = [record for record in report.runs.values() if record.status == "failed"]
     assert len(failed) == 1
@@ -200,6 +200,19 @@ def test_the_command_shows_its_plan_without_doing_anything(tmp_path: Path) -> No
     assert not (tmp_path / "runs" / "runs").exists()
 
 
+def test_without_the_weights_plan_and_cost_are_shown_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    options = ["--model", "flux1_dev", "--budget", "full", "--seeds", "1", "--folder", str(tmp_path)]
+    for more in ([], ["--dry-run"]):
+        result = CliRunner().invoke(app, ["bench", "--table", "main", *options, *more])
+        assert result.exit_code == 2
+        assert "g2rpo on hps_clip, seed 0: many steps" in result.output
+        assert "FLOPs of the transformer to go" in result.output
+        assert "hf download black-forest-labs/FLUX.1-dev" in result.output
+        assert "xswu/HPSv2" in result.output
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_table_is_not_replaced_by_one_of_a_smaller_budget(finished: Study, tmp_path: Path) -> None:
     bench = finished.bench.folder
     outputs = [
@@ -228,7 +241,7 @@ def test_the_time_limit_ends_a_run_in_good_order_and_the_next_command_goes_on(tm
     watcher.start()
     outcome = pool.run()
     assert (outcome.stopped, outcome.signal, outcome.left) == (True, None, 1)
-    assert any(line.startswith("stopped One") for line in said)
+    assert any(line.startswith("stopped one on toy") for line in said)
     outcome = Pool(study.store, units, Resources(1), lambda unit: 1.0, said.append).run()
     assert (outcome.stopped, outcome.done) == (False, 1)
     assert "resuming after iteration" in study.store.log(units[0].key).read_text()
