@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from flowrl.commands import evaluate
 from flowrl.commands.bench import bench_app
 from flowrl.commands.judge import judge_app
+from flowrl.commands.report import report
 from flowrl.commands.scorers import scorers_app
 from flowrl.commands.unigenbench import unigenbench
 
@@ -50,6 +51,7 @@ app.command()(evaluate.compare)
 app.add_typer(bench_app, name="bench")
 app.add_typer(judge_app, name="judge")
 app.command()(unigenbench)
+app.command()(report)
 app.add_typer(scorers_app, name="scorers")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]

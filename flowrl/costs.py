@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 from flowrl.errors import UserError
-from flowrl.policies.flux import Flux
 from flowrl.recipe import Recipe
 from flowrl.updates import decisions_of
 
@@ -15,6 +14,7 @@ class Flops(NamedTuple):
     """FLOPs of the transformer, per prompt and iteration (text encoders, VAE and scorers apart)."""
 
     per_forward: int
+    """Of one velocity of one sample: both evaluations under classifier-free guidance."""
     rollout: int
     training: int
 
@@ -59,13 +59,14 @@ def iteration_cost(recipe: Recipe, iteration: int = 0) -> Cost:
 
 
 def _flops(recipe: Recipe, forwards: int, training_forwards: float) -> Flops | None:
-    """A backward costs two forwards: the gradients of the activations, and those of the weights, which LoRA does
-    without; gradient checkpointing repeats the forward; a reference policy adds one."""
-    if not isinstance(recipe.model, Flux):
-        return None
+    """A reference policy adds a forward to each that is differentiated."""
+    model = recipe.model
     try:
-        per_forward = recipe.model.shape().flops_per_forward
+        shape = model.shape()
     except UserError:  # its folder is not here
         return None
-    passes = 3 - (recipe.model.lora is not None) + recipe.model.gradient_checkpointing + recipe.loss.needs_reference
+    if shape is None:
+        return None
+    per_forward = model.evals_per_velocity * shape.flops_per_forward
+    passes = model.training_passes + recipe.loss.needs_reference
     return Flops(per_forward, forwards * per_forward, round(training_forwards * passes * per_forward))

@@ -20,7 +20,6 @@ from flowrl.noise import Noise
 from flowrl.plan import compile_plan
 from flowrl.protocols import Scorer
 from flowrl.scoring import Scoring
-from flowrl.sigmas import Grid
 from flowrl.types import Arm, Prompt
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def evaluate(
 def _draw(trainer: Trainer, prompts: list[Prompt], scorers: Mapping[str, Scorer], *, keep_images: int) -> Scoring:
     """An image per prompt by the ODE of a plan without actions, scored."""
     recipe = trainer.recipe
-    plan = compile_plan(Grid(recipe.evaluation.num_steps, recipe.grid.shift), [Arm({})], Strided().paths)
+    plan = compile_plan(recipe.grid.levels(recipe.evaluation.num_steps), [Arm({})], Strided().paths)
     weights, ahead = dict.fromkeys(scorers, 1.0), recipe.rollout.score_ahead
     with Scoring(
         trainer.policy, scorers, weights, prompts, plan, "prompt", keep_images=keep_images, ahead=ahead

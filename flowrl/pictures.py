@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from flowrl import atomic
+from flowrl.plots import COLOURS, DPI, FAINT, INK, MUTED, canvas, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
-INK, MUTED, FAINT = "#1f2328", "#656d76", "#d0d7de"
 BETTER, WORSE = "#1a7f37", "#bc4c00"
-COLOURS = ("#0969da", "#bf3989", "#1a7f37", "#9a6700", "#8250df", "#cf222e")
 MAX_LINES = 6
-DPI = 200
 TEXT_POINTS = 7.0
 LINE_INCHES = 1.35 * TEXT_POINTS / 72
 CHARACTER_INCHES = 0.56 * TEXT_POINTS / 72  # a little more than the mean width of the font's characters
@@ -90,7 +86,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path, marks: Mapping[int, st
         raise ValueError("none of the metrics that have a panel is in the rows")
     num_columns = min(3, len(filled))
     num_rows = math.ceil(len(filled) / num_columns)
-    with _figure(3.4 * num_columns, 2.3 * num_rows, path) as figure:
+    with canvas(3.4 * num_columns, 2.3 * num_rows, path) as figure:
         grid = figure.subplots(num_rows, num_columns, squeeze=False)
         for axes in grid.flat[len(filled) :]:
             axes.remove()
@@ -162,12 +158,7 @@ def _plot(axes: Axes, panel: Panel, series: Mapping[str, list[tuple[int, float]]
             borderpad=0.2,
         )
     _scale(axes, panel, all(value > 0 for points in series.values() for _, value in points))
-    axes.tick_params(which="both", labelsize=7, colors=MUTED, length=2)
-    axes.grid(color=FAINT, lw=0.5, alpha=0.7)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
+    plain_axes(axes, 7)
 
 
 def _mark(axes: Axes, marks: Mapping[int, str]) -> None:
@@ -232,7 +223,7 @@ def sheet(cards: Sequence[Card], path: Path, num_columns: int) -> None:
     total_width = 2 * margin + num_columns * card_width + (num_columns - 1) * between
     total_height = 2 * margin + sum(heights) + (len(heights) - 1) * between
 
-    with _figure(total_width, total_height, path) as figure:
+    with canvas(total_width, total_height, path) as figure:
         for i, (card, caption) in enumerate(zip(cards, captions, strict=True)):
             row, column = divmod(i, num_columns)
             left = margin + column * (card_width + between)
@@ -268,17 +259,3 @@ def _image(figure: Figure, image: Tensor, box: tuple[float, float, float, float]
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(color=FAINT, linewidth=0.5)
-
-
-@contextmanager
-def _figure(width: float, height: float, path: Path) -> Iterator[Figure]:
-    """A figure that is written to ``path`` at the end; no window, and no state of pyplot's, is involved."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    yield figure
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path) as temporary:
-        figure.savefig(temporary)

@@ -110,8 +110,41 @@ class Policy(Protocol):
         """Write the trained weights in the form that the policy's own library loads."""
 
 
+class ModelShape(Protocol):
+    """What a model costs, known from its configs alone."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the transformer."""
+
+    @property
+    def flops_per_forward(self) -> int:
+        """FLOPs of one evaluation of the transformer for one sample."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+
+    def embedding_bytes(self, bytes_per_number: int) -> int:
+        """What one prompt's embedding takes."""
+
+
 class PolicyConfig(Variant, package="flowrl.policies"):
     """Where a policy comes from and how it is trained. ``load`` imports the heavy libraries."""
+
+    @property
+    def evals_per_velocity(self) -> int:
+        """Of the policy that it loads."""
+        return 1
+
+    @property
+    def training_passes(self) -> int:
+        """What a differentiated forward costs, in forwards: itself, the gradients of the activations, and those of the
+        weights."""
+        return 3
+
+    def shape(self) -> ModelShape | None:
+        """None where it is not known. Raises UserError where the model's configs are not here."""
+        return None
 
     def check(self) -> None:
         """Raise UserError where ``load`` would for want of files, before anything else is fetched or loaded."""

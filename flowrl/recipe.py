@@ -44,6 +44,12 @@ class GridSection(Section):
 
     num_steps: int = Field(ge=2, le=1000)
     shift: float = Field(gt=0)
+    lowest: float | None = Field(default=None, gt=0, lt=1)
+    """The unshifted level that the last step starts from; None: 1 / num_steps, evenly spaced."""
+
+    def levels(self, num_steps: int | None = None) -> Grid:
+        """The grid, or that of another number of steps."""
+        return Grid(num_steps or self.num_steps, self.shift, self.lowest)
 
 
 class RolloutSection(Section):
@@ -237,7 +243,7 @@ class Recipe(Section):
         """The plan of an iteration; raises UserError where schedule, grid, group, peers and updates do not fit."""
         arms = self.arms(iteration)
         with self._explained("continuation", iteration):
-            plan = compile_plan(Grid(self.grid.num_steps, self.grid.shift), arms, self.continuation.paths)
+            plan = compile_plan(self.grid.levels(), arms, self.continuation.paths)
         with self._explained("advantage", iteration):
             plan.peers(self.advantage.peers)
         with self._explained("train", iteration):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,19 +21,16 @@ from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.hub import HUB_ID
 from flowrl.monitors import WEIGHTS_BEST
 from flowrl.output import RECIPE
-from flowrl.policies.flux import Flux
-from flowrl.policies.flux_shape import FluxShape
-from flowrl.policies.pipeline_folder import digest, locate, read_json
+from flowrl.policies.diffusers_policy import DiffusersConfig, config_of
+from flowrl.policies.pipeline_folder import digest
 from flowrl.policies.quiet import quietly
+from flowrl.policies.shape import PipelineShape
 from flowrl.protocols import PolicyConfig
 from flowrl.recipe import EvaluationSection, load_model, load_recipe
 from flowrl.recipe_files import model_names
 from flowrl.seeds import derive_seed
 from flowrl.sigmas import Grid
 from flowrl.types import Prompt
-
-if TYPE_CHECKING:
-    from diffusers import FluxPipeline, FluxTransformer2DModel
 
 Sigmas = Literal["pipeline", "recipe"]
 Weights = Literal["last", "best"]
@@ -46,7 +43,7 @@ NO_WEIGHTS: dict[Weights, str] = {
 BATCH_PIXELS = 1 << 18
 """Pixels that are drawn at once: 64 images of 64x64, 1 of 720x720."""
 PIPELINE_STEPS = 28
-"""FluxPipeline's own default."""
+"""The pipelines' own default."""
 
 
 # ---- what is sampled from
@@ -56,7 +53,7 @@ PIPELINE_STEPS = 28
 class Source:
     """What is sampled from: a pipeline, where a run trained it the run's weights, and the rollouts' grid if known."""
 
-    config: Flux
+    config: DiffusersConfig
     weights: Path | None = None
     grid: Grid | None = None
     evaluation: EvaluationSection | None = None
@@ -72,7 +69,7 @@ class Source:
 
     def digest(self) -> str:
         """A content hash of the pipeline, and of the run's weights."""
-        base = digest(locate(self.config.source))
+        base = digest(self.config.folder(), self.config.components())
         return base if self.weights is None else f"{base}+{digest(self.weights, ('.',))}"
 
 
@@ -87,16 +84,16 @@ def find_source(model_or_run: str, weights: Weights = "last") -> Source:
         found = next((folder / name for name in RUN_WEIGHTS[weights] if (folder / name).is_dir()), None)
         if found is None:
             raise UserError(f"{folder} holds no {RUN_WEIGHTS[weights][-1]} yet: {NO_WEIGHTS[weights]}")
-        grid = Grid(recipe.grid.num_steps, recipe.grid.shift)
-        return Source(_flux(recipe.model), found, grid, recipe.evaluation, recipe.data.test, recipe.digest())
+        grid = recipe.grid.levels()
+        return Source(_drawable(recipe.model), found, grid, recipe.evaluation, recipe.data.test, recipe.digest())
     if weights == "best":
         raise UserError(f"--weights best: {model_or_run} is not a run's folder (with {RECIPE})")
     if model_or_run in model_names() or folder.suffix == ".yaml":
         model = load_model(model_or_run)
-        grid = Grid(model.grid.num_steps, model.grid.shift)
-        return Source(_flux(model.model), None, grid, model.evaluation, model.data.test if model.data else None)
+        grid = model.grid.levels()
+        return Source(_drawable(model.model), None, grid, model.evaluation, model.data.test if model.data else None)
     if folder.is_dir() or HUB_ID.fullmatch(model_or_run):
-        return Source(Flux(source=model_or_run))
+        return Source(config_of(model_or_run))
     known = model_names()
     raise UserError(
         f"{model_or_run!r} is neither a run's folder (with {RECIPE}), a model ({listing(known)}), "
@@ -104,9 +101,9 @@ def find_source(model_or_run: str, weights: Weights = "last") -> Source:
     )
 
 
-def _flux(config: PolicyConfig) -> Flux:
-    if not isinstance(config, Flux):
-        raise UserError(f"images are drawn with model kind flux, this one is {config.kind}")
+def _drawable(config: PolicyConfig) -> DiffusersConfig:
+    if not isinstance(config, DiffusersConfig):
+        raise UserError(f"images are drawn with diffusers' pipelines; model kind {config.kind} is none")
     return config
 
 
@@ -149,12 +146,11 @@ def drawing(
     if hybrid_steps is not None and not 0 <= hybrid_steps <= steps:
         raise UserError(f"--hybrid-steps must be 0 to {steps}, the number of steps, got {hybrid_steps}")
     shape = _shape(source, height, width)
-    return Drawing(
-        steps, sigmas, shape.height, shape.width, seed, hybrid_steps, source.config.guidance, shape.text_tokens
-    )
+    guidance = 1.0 if source.config.guidance is None else source.config.guidance
+    return Drawing(steps, sigmas, shape.height, shape.width, seed, hybrid_steps, guidance, shape.text_tokens)
 
 
-def _shape(source: Source, height: int | None, width: int | None) -> FluxShape:
+def _shape(source: Source, height: int | None, width: int | None) -> PipelineShape:
     sizes = {name: size for name, size in (("height", height), ("width", width)) if size is not None}
     return source.config.model_copy(update=sizes).shape()
 
@@ -201,12 +197,12 @@ class Sampler:
     @property
     def _steps(self) -> dict[str, Any]:
         steps: dict[str, Any] = {"num_inference_steps": self.how.num_steps}
-        if self.how.sigmas == "recipe":
-            steps["sigmas"] = list(Grid(self.how.num_steps).u[:-1])  # the scheduler shifts them
+        if self.how.sigmas == "recipe" and self.source.grid is not None:
+            steps["sigmas"] = list(replace(self.source.grid, num_steps=self.how.num_steps).u[:-1])  # yet to be shifted
         return steps
 
     @cached_property
-    def _pipeline(self) -> FluxPipeline:
+    def _pipeline(self) -> Any:
         pipeline = load_pipeline(self.source, self.device)
         if self.how.sigmas == "recipe" and self.source.grid is not None:
             from diffusers import FlowMatchEulerDiscreteScheduler
@@ -228,7 +224,7 @@ class Sampler:
         if count == 0:
             self._switch(trained=False)
 
-        def after(pipeline: FluxPipeline, step: int, time: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+        def after(pipeline: Any, step: int, time: Tensor, values: dict[str, Any]) -> dict[str, Any]:
             if step + 1 == count:
                 self._switch(trained=False)
             return values
@@ -248,27 +244,25 @@ class Sampler:
             self._pipeline.disable_lora()
 
     @cached_property
-    def _trained(self) -> FluxTransformer2DModel:
+    def _trained(self) -> Any:
         return self._pipeline.transformer
 
     @cached_property
-    def _untrained(self) -> FluxTransformer2DModel:
+    def _untrained(self) -> Any:
         trained = self._trained  # noted before the pipeline first gets another
-        folder = locate(self.source.config.source)
-        return _load_transformer(folder, trained.dtype).to(self.device)
+        config = self.source.config
+        return _load_transformer(config, config.folder(), trained.dtype).to(self.device)
 
 
-def load_pipeline(source: Source, device: torch.device) -> FluxPipeline:
+def load_pipeline(source: Source, device: torch.device) -> Any:
     """The pipeline with the run's weights in it, LoRA factors unmerged."""
-    from diffusers import FluxPipeline
-
-    folder = locate(source.config.source)
-    dtype = _dtype(source.config, folder, device)
+    config, folder = source.config, source.config.folder()
+    dtype = config.frozen_dtype(folder) if device.type == "cuda" else torch.float32
     trained = source.weights if _has_transformer(source.weights) else None
-    transformer = _load_transformer(trained or folder, dtype)
+    transformer = _load_transformer(config, trained or folder, dtype)
     with quietly():
         parts = {"transformer": transformer, "torch_dtype": dtype, "local_files_only": True}
-        pipeline = FluxPipeline.from_pretrained(folder, **parts)
+        pipeline = config.pipeline_class.from_pretrained(folder, **parts)
         if source.weights is not None and trained is None:
             pipeline.load_lora_weights(source.weights)
     pipeline.set_progress_bar_config(disable=True)
@@ -280,19 +274,9 @@ def _has_transformer(weights: Path | None) -> bool:
     return weights is not None and (weights / "transformer").is_dir()
 
 
-def _load_transformer(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
-    from diffusers import FluxTransformer2DModel
-
+def _load_transformer(config: DiffusersConfig, folder: Path, dtype: torch.dtype) -> Any:
     with quietly():
-        return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
-
-
-def _dtype(config: Flux, folder: Path, device: torch.device) -> torch.dtype:
-    """bf16 where the model is stored in it and a GPU runs it, else fp32."""
-    stored = read_json(folder / "text_encoder" / "config.json")
-    in_bf16 = "bfloat16" in (stored.get("dtype"), stored.get("torch_dtype"))
-    wanted = config.dtype == "bf16" or (config.dtype == "auto" and in_bf16)
-    return torch.bfloat16 if wanted and device.type == "cuda" else torch.float32
+        return config.transformer_class.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
 
 
 # ---- the command

@@ -13,6 +13,7 @@ from typing import Literal
 from flowrl.bench import calibrate
 from flowrl.bench.calibrate import Rates, find_rates
 from flowrl.bench.files_out import save
+from flowrl.bench.page import write_page
 from flowrl.bench.pool import Outcome, Pool, Resources, resources
 from flowrl.bench.report import Budget, Report
 from flowrl.bench.search import choose_rates
@@ -73,6 +74,7 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
     folder = request.output or default_output(request, study)
     for report in reports:
         say(save(report, folder))
+    say(f"the page of all tables there: {write_page(folder, say)}")
     return _exit_code(outcome)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from flowrl import atomic
+from flowrl.bench.files import load_report
 from flowrl.bench.report import BUDGETS, Report
+from flowrl.bench.write import write_report
+from flowrl.errors import UserError
 
 
 def save(report: Report, folder: Path) -> str:
-    """Write a report, unless what is there is worth more; returns the line that says what was done."""
+    """Write a report in all its forms, unless what is there is worth more; returns the line that says what was done."""
     path = folder / f"{report.name}.json"
     there = _there(path)
     if there is not None:
@@ -21,19 +22,13 @@ def save(report: Report, folder: Path) -> str:
                 f"{path} lacks {len(there.missing)} of its parts and stays; this one, which lacks "
                 f"{len(report.missing)}, is not written"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, report.model_dump(mode="json"))
+    write_report(report, folder)
     lacking = f", without {len(report.missing)} parts that are not finished" if report.missing else ""
-    return f"table {report.name} is in {path}{lacking}"
-
-
-def load(path: Path) -> Report:
-    """A report from its JSON. Raises OSError or ValueError where it is none."""
-    return Report.model_validate(json.loads(path.read_bytes()))
+    return f"table {report.name} is in {path.with_suffix('.md')}{lacking}"
 
 
 def _there(path: Path) -> Report | None:
     try:
-        return load(path)
-    except (OSError, ValueError):
+        return load_report(path)
+    except UserError:  # missing or damaged: it is replaced
         return None

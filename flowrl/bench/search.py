@@ -50,7 +50,7 @@ def _score(study: Study, unit: Unit) -> float | None:
     return fmean(answered) if answered else None
 
 
-def search_table(study: Study, trials: Trials) -> Table | None:
+def search_table(study: Study, trials: Trials, name: str) -> Table | None:
     """What was tried and what was chosen; None where nothing was searched for."""
     search = study.scale.search
     if search is None or not trials:
@@ -68,7 +68,7 @@ def search_table(study: Study, trials: Trials) -> Table | None:
         rows.append(Row(title=study.title(method), cells=cells))
     columns = [Column(key=name, title=f"{name} the model's", better="higher") for name in factors]
     return Table(
-        name=f"learning_rates_{study.budget}",
+        name=name,
         title="Search for the learning rates",
         columns=(*columns, Column(key="chosen", title="chosen")),
         rows=tuple(rows),

@@ -27,6 +27,7 @@ from flowrl.evaluation.unigenbench.benchmark import Benchmark, Rows, load_benchm
 from flowrl.evaluation.unigenbench.evaluate import ANSWERS, evaluate
 from flowrl.evaluation.unigenbench.report import SUMMARY
 from flowrl.evaluation.unigenbench.wording import official_wording, own_wording
+from flowrl.markdown import table
 from flowrl.protocols import JudgeConfig
 from flowrl.recipe import Section
 
@@ -115,9 +116,7 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
     rows |= {name: (values["accuracy"], values["interval"]) for name, values in found["dimensions"].items()}
     yield f"## {found['title']}"
     yield ""
-    yield "| | " + " | ".join(rows) + " |"
-    yield "|---" * (len(rows) + 1) + "|"
-    yield "| % | " + " | ".join("none" if mean is None else f"{100 * mean:.2f}" for mean, _ in rows.values()) + " |"
+    means = ["none" if mean is None else f"{100 * mean:.2f}" for mean, _ in rows.values()]
     ends = ["" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}" for _, ends in rows.values()]
-    yield "| 95 % interval | " + " | ".join(ends) + " |"
+    yield from table(["", *rows], [["%", *means], ["95 % interval", *ends]])
     yield ""

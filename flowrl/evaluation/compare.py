@@ -11,6 +11,7 @@ import numpy as np
 
 from flowrl import atomic
 from flowrl.errors import UserError, listing
+from flowrl.escape import markdown as escaped
 from flowrl.evaluation import records
 from flowrl.evaluation.results import (
     PER_PROMPT,
@@ -22,6 +23,7 @@ from flowrl.evaluation.results import (
     Results,
     same,
 )
+from flowrl.markdown import table
 from flowrl.statistics import difference_interval
 
 SHOWN = 3
@@ -188,26 +190,32 @@ def _described(results: Results) -> Mapping[str, str]:
 
 def markdown(comparison: Comparison) -> Iterator[str]:
     """The lines of the comparison's table."""
-    yield f"# {comparison.after} against {comparison.before}"
+    yield f"# {escaped(comparison.after)} against {escaped(comparison.before)}"
     yield ""
     yield "Paired by prompt, 95 % bootstrap intervals; a prompt that scores higher is a win, a tie is half of one."
     yield ""
-    yield "| metric | before | after | difference | 95 % interval | verdict | win rate | prompts |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for name, found in comparison.metrics.items():
-        change = found.difference
-        verdict = "excludes 0" if found.excludes_zero else "includes 0"
-        prompts = str(found.prompts) if found.prompts == found.asked else f"{found.prompts} of {found.asked}"
-        yield (
-            f"| {name} | {found.before:.4f} | {found.after:.4f} | {change.mean:+.4f} "
-            f"| {change.low:+.4f} to {change.high:+.4f} | {verdict} | {found.win_rate:.1%} | {prompts} |"
-        )
+    head = ["metric", "before", "after", "difference", "95 % interval", "verdict", "win rate", "prompts"]
+    yield from table(head, [_row(name, found) for name, found in comparison.metrics.items()])
     if comparison.settings or comparison.not_compared:
         yield ""
     for key, (one, other) in comparison.settings.items():
-        yield f"- the images were drawn differently: {key} {one} and {other}"
+        yield f"- the images were drawn differently: {key} {escaped(one)} and {escaped(other)}"
     for name, why in comparison.not_compared.items():
-        yield f"- {name} is not compared: {why}"
+        yield f"- {escaped(name)} is not compared: {escaped(why)}"
+
+
+def _row(name: str, found: Difference) -> list[str]:
+    change = found.difference
+    return [
+        escaped(name),
+        f"{found.before:.4f}",
+        f"{found.after:.4f}",
+        f"{change.mean:+.4f}",
+        f"{change.low:+.4f} to {change.high:+.4f}",
+        "excludes 0" if found.excludes_zero else "includes 0",
+        f"{found.win_rate:.1%}",
+        str(found.prompts) if found.prompts == found.asked else f"{found.prompts} of {found.asked}",
+    ]
 
 
 def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:

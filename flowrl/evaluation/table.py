@@ -8,6 +8,7 @@ from statistics import fmean
 
 from flowrl import atomic
 from flowrl.errors import UserError
+from flowrl.escape import markdown as escaped
 from flowrl.evaluation import benchmarks, contact_sheet, records
 from flowrl.evaluation.results import (
     GENERATION,
@@ -28,6 +29,7 @@ from flowrl.evaluation.results import (
     scores_path,
 )
 from flowrl.evaluation.score import Key, known_scores
+from flowrl.markdown import table
 from flowrl.statistics import mean_interval
 
 MARKDOWN = "results.md"
@@ -118,24 +120,17 @@ def markdown(results: Results) -> Iterator[str]:
         for name, found in results.benchmarks.items()
         if found["coverage"] < 1
     ]
-    yield f"# {made.model}" + (f" (coverage: {', '.join(incomplete)})" if incomplete else "")
+    yield f"# {escaped(made.model)}" + (f" (coverage: {', '.join(incomplete)})" if incomplete else "")
     yield ""
     each = "an image" if made.images_per_prompt == 1 else f"{made.images_per_prompt} images"
     hybrid = "" if how.hybrid_steps is None else f" (the first {how.hybrid_steps} tuned)"
     yield (
-        f"{made.num_prompts} prompts of {made.prompts}, {each} each, {how.height}x{how.width}, {how.num_steps} steps"
-        f"{hybrid}, {how.sigmas} sigmas, seed {how.seed}. Means over prompts, 95 % bootstrap intervals."
+        f"{made.num_prompts} prompts of {escaped(made.prompts)}, {each} each, {how.height}x{how.width}, "
+        f"{how.num_steps} steps{hybrid}, {how.sigmas} sigmas, seed {how.seed}. "
+        "Means over prompts, 95 % bootstrap intervals."
     )
     yield ""
-    yield "| metric | mean | 95 % interval | coverage |"
-    yield "|---|---|---|---|"
-    for name, found in results.metrics.items():
-        coverage = f"{found.valid} of {found.asked} ({percent(found)})"
-        yield f"| {name} | {_cells(found.estimate)} | {coverage} |"
-        for part, estimate in found.parts.items():
-            yield f"| {name}: {part} | {_cells(estimate)} | |"
-    for name, count in results.unfinished.items():
-        yield f"| {name} | | | only {count} images are scored: score the others |"
+    yield from table(["metric", "mean", "95 % interval", "coverage"], list(_rows(results)))
     yield ""
     for found in results.benchmarks.values():
         yield from benchmarks.markdown(found)
@@ -145,10 +140,19 @@ def markdown(results: Results) -> Iterator[str]:
     yield f"Model {made.model_digest}{recipe}; {program}."
 
 
-def _cells(estimate: Estimate | None) -> str:
+def _rows(results: Results) -> Iterator[list[str]]:
+    for name, found in results.metrics.items():
+        yield [escaped(name), *_cells(found.estimate), f"{found.valid} of {found.asked} ({percent(found)})"]
+        for part, estimate in found.parts.items():
+            yield [escaped(f"{name}: {part}"), *_cells(estimate), ""]
+    for name, count in results.unfinished.items():
+        yield [escaped(name), "", "", f"only {count} images are scored: score the others"]
+
+
+def _cells(estimate: Estimate | None) -> list[str]:
     if estimate is None:
-        return "none | none"
-    return f"{estimate.mean:.4f} | {estimate.low:.4f} to {estimate.high:.4f}"
+        return ["none", "none"]
+    return [f"{estimate.mean:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"]
 
 
 def percent(found: MetricResult) -> str:

@@ -1,19 +1,16 @@
-"""Low-rank adapters of a FLUX transformer, saved as plain diffusers loads them. Never merged: see docs/flux.md."""
+"""Low-rank adapters of a transformer, saved as plain diffusers loads them. Never merged: see docs/flux.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from flowrl.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 FLOW_GRPO_TARGETS = (
     "attn.to_q",
@@ -45,7 +42,7 @@ class LoRA(BaseModel):
     targets: tuple[str, ...] = FLOW_GRPO_TARGETS
 
 
-def add_lora(transformer: FluxTransformer2DModel, lora: LoRA) -> None:
+def add_lora(transformer: Any, lora: LoRA) -> None:
     """Freezes the transformer and adds fp32 factors. UserError where a target names no linear layer."""
     from peft import LoraConfig
 
@@ -64,7 +61,7 @@ def add_lora(transformer: FluxTransformer2DModel, lora: LoRA) -> None:
 
 
 @contextmanager
-def adapter_off(transformer: FluxTransformer2DModel) -> Iterator[None]:
+def adapter_off(transformer: Any) -> Iterator[None]:
     """Inside, the transformer is the untrained one."""
     transformer.disable_adapters()
     try:
@@ -73,18 +70,17 @@ def adapter_off(transformer: FluxTransformer2DModel) -> Iterator[None]:
         transformer.enable_adapters()
 
 
-def save_lora(transformer: FluxTransformer2DModel, folder: Path) -> None:
+def save_lora(transformer: Any, folder: Path, pipeline_class: Any) -> None:
     """Writes ``pytorch_lora_weights.safetensors``, rank and alpha included, for ``pipe.load_lora_weights(folder)``."""
-    from diffusers import FluxPipeline
     from peft import get_peft_model_state_dict
 
-    FluxPipeline.save_lora_weights(
+    pipeline_class.save_lora_weights(
         folder,
         transformer_lora_layers=get_peft_model_state_dict(transformer),
         transformer_lora_adapter_metadata=_metadata(transformer),
     )
 
 
-def _metadata(transformer: FluxTransformer2DModel) -> dict[str, Any]:
+def _metadata(transformer: Any) -> dict[str, Any]:
     config = transformer.peft_config["default"].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -43,7 +43,7 @@ def _locate_in_hub_cache(source: str, components: Sequence[str]) -> Path:
     folder = cached_snapshot(source, "model_index.json")
     everything = ["model_index.json", *(f"{component}/*" for component in components)]
     missing = missing_files(folder, components) if folder.is_dir() else everything
-    patterns = " ".join(f'--include "{pattern}"' for pattern in ["model_index.json", *(f"{c}/*" for c in COMPONENTS)])
+    patterns = " ".join(f'--include "{pattern}"' for pattern in everything)
     remedy = (
         f"fetch them with\n  hf download {source} {patterns}\n"
         f"and, if the model is gated, first accept its licence at https://huggingface.co/{source} and `hf auth login`"

@@ -15,7 +15,7 @@ from runs import rows_of
 from typer.testing import CliRunner
 
 from flowrl.bench.archive import export, take_in
-from flowrl.bench.files_out import load
+from flowrl.bench.files import load_report as load
 from flowrl.bench.pool import Pool, Resources
 from flowrl.bench.study import Study
 from flowrl.bench.units import Unit

@@ -41,7 +41,7 @@ def test_the_best_by_what_is_held_out_is_chosen(searched: Study) -> None:
     trials = searched.search_units(list(searched.bench.tables.values()))
     rates = choose_rates(searched, trials)
     assert rates.keys() == {"one", "two"}
-    table = search_table(searched, trials)
+    table = search_table(searched, trials, "rates")
     assert table is not None
     for row, method in zip(table.rows, rates, strict=True):
         scores = {

@@ -45,7 +45,7 @@ def test_differences_are_paired_and_ties_are_half_a_win(evaluations: tuple[Path,
     of = compare(before, after).metrics["brightness"]
     assert of.excludes_zero  # all rise alike, though the prompts differ widely
     assert of.difference.low == pytest.approx(0.1)
-    text = "\n".join(markdown(compare(before, after)))
+    text = " ".join("\n".join(markdown(compare(before, after))).split())
     assert "+0.1000 to +0.1000 | excludes 0 | 100.0% | 4 of 5 |" in text
     assert "seed 0 and 1" in text
 

@@ -98,7 +98,7 @@ def test_means_are_over_prompts_and_missing_answers_are_shown(work: Workplace) -
     assert set(found.parts) == {"red"}
     lines = list(markdown(results))
     assert lines[0].endswith("(coverage: brightness 60.0 %)")
-    assert any(line.startswith("| brightness |") and "6 of 10 (60.0 %)" in line for line in lines)
+    assert any(line.split()[:3] == ["|", "brightness", "|"] and "6 of 10 (60.0 %)" in line for line in lines)
     prompts = records.read(work.output / "per_prompt.jsonl")
     assert [prompt["prompt"] for prompt in prompts] == TEXTS
     assert [prompt["scores"]["brightness"] is None for prompt in prompts] == [False, True, False, True, False]

@@ -209,7 +209,7 @@ def claim(
 def report(study: Study, spec: TableSpec, blocks: Sequence[Block], note: str = "") -> Report:
     """The blocks with the search for learning rates, all runs behind them and what is missing."""
     found = study.search_units([spec])
-    table = search_table(study, found)
+    table = search_table(study, found, f"{spec.name}_learning_rates")
     everything = [*blocks, *([table] if table is not None else [])]
     records, missing = runs_of(study, spec, found)
     return Report(

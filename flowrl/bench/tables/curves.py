@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from flowrl.bench.report import Block, Figure, Line, Panel, Report
 from flowrl.bench.results import ScoreGrid
 from flowrl.bench.spec import TableSpec
@@ -61,7 +63,10 @@ def _line(study: Study, found: Histories, method: str, score: str, axis: Axis) -
     runs = found.by_method[method]
     first = next(iter(runs.values()))
     start = 0 if axis == "iterations" else 1
-    x, mean, low, high = [], [], [], []
+    x: list[float] = []
+    mean: list[float] = []
+    low: list[float | None] = []
+    high: list[float | None] = []
     for place in range(start, len(first.iterations)):
         where = float(first.iterations[place])
         grid = ScoreGrid.of({seed: run.at(score, run.iterations, where) for seed, run in runs.items()})
@@ -70,8 +75,9 @@ def _line(study: Study, found: Histories, method: str, score: str, axis: Axis) -
         interval = grid.interval()
         x.append(float(sum(found.x(run, axis)[place] for run in runs.values()) / len(runs)))
         mean.append(interval.mean)
-        low.append(interval.low)
-        high.append(interval.high)
+        known = isfinite(interval.low) and isfinite(interval.high)
+        low.append(interval.low if known else None)
+        high.append(interval.high if known else None)
     return Line(
         title=study.title(method),
         x=tuple(x),

@@ -1,33 +1,28 @@
-"""The engine over a FLUX policy draws what FluxPipeline draws."""
+"""The engine over a policy draws what the plain pipeline draws."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from tiny_flux import SIZE, TEXT_TOKENS
+from diffusers import FlowMatchEulerDiscreteScheduler
+from policies.kinds import CPU, PROMPTS, Kind
 
 from flowrl.continuations.strided import Strided
 from flowrl.engine import execute
 from flowrl.kernels.flow_sde import FlowSde
 from flowrl.noise import Noise
 from flowrl.plan import compile_plan
-from flowrl.policies.flux import Flux
 from flowrl.schedules.singular import Singular
 from flowrl.sigmas import Grid
-from flowrl.types import Arm, Prompt
+from flowrl.types import Arm
 
-CPU = torch.device("cpu")
-PROMPTS = [Prompt("a cat", 0), Prompt("two red dogs", 1), Prompt("a blue square", 2)]
 STEPS, SHIFT = 6, 3.0
 
 
 @pytest.mark.parametrize("max_batch", [2, 16])
-def test_a_pure_ode_rollout_is_the_pipelines(folder: Path, cache: str, max_batch: int) -> None:
+def test_a_pure_ode_rollout_is_the_pipelines(kind: Kind, max_batch: int) -> None:
     """Same latents, unshifted sigmas: the scheduler's static shift is the grid's."""
-    policy = Flux(source=str(folder), cache_dir=cache).load(CPU)
+    policy = kind.load()
     plan = compile_plan(Grid(STEPS, SHIFT), [Arm({})], Strided().paths)
     found: dict[int, torch.Tensor] = {}
     rollout = execute(
@@ -43,24 +38,15 @@ def test_a_pure_ode_rollout_is_the_pipelines(folder: Path, cache: str, max_batch
     )
     assert rollout.num_forwards == 3 * STEPS
     root = plan.noise_key[plan.roots[0]]
-    pipe = FluxPipeline.from_pretrained(folder)
+    pipe = kind.pipeline()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(
-        prompt=[prompt.text for prompt in PROMPTS],
-        height=SIZE,
-        width=SIZE,
-        latents=torch.stack([Noise(42, 0).draw(position, root, policy.latent_shape) for position in range(3)]),
-        sigmas=list(Grid(STEPS).u[:-1]),
-        guidance_scale=3.5,
-        max_sequence_length=TEXT_TOKENS,
-        output_type="latent",
-    ).images
+    x = torch.stack([Noise(42, 0).draw(position, root, policy.latent_shape) for position in range(3)])
+    theirs = kind.call(pipe, x, STEPS, even=True)
     torch.testing.assert_close(torch.stack([found[p] for p in range(3)]), theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tree_of_mixed_sigmas_does_not_depend_on_its_packing(folder: Path, cache: str) -> None:
-    policy = Flux(source=str(folder), cache_dir=cache, lora=None).load(CPU)
+def test_a_tree_of_mixed_sigmas_does_not_depend_on_its_packing(kind: Kind) -> None:
+    policy = kind.load()
     arms = Singular().arms(num_steps=STEPS, group=3, iteration=0, iterations=1, seed=0)
     plan = compile_plan(Grid(STEPS, SHIFT), arms, Strided(strides=(1, 2)).paths)
 
