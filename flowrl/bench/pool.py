@@ -224,8 +224,8 @@ class Pool:
 
     def progress(self) -> str:
         """Runs done, running and left, and the time to go as the done ones suggest."""
-        running = sum(process.unit is not None for process in self._processes)
         left = [unit for unit in self.units if not self._is_over(unit)]
+        running = min(len(self._processes), len(left))  # one that has just ended a unit takes the next
         to_go = sum(map(self.cost, left)) * (self._spent / self._estimated if self._estimated else 1.0)
         when = duration(to_go / max(1, min(self.resources.jobs, len(left) or 1)))
         done, waiting = len(self.units) - len(left), len(left) - running

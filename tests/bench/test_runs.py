@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
     assert report.missing == (failed[0].title,)
     table = next(block for block in report.blocks if block.kind == "table")
     assert [row.title for row in table.rows if row.failed] == ["Broken"]
-    assert all(row.cells["forwards"].value for row in table.rows if not row.failed)
+    assert all(row.cells["spent_forwards"].value for row in table.rows if not row.failed)
 
 
 def test_a_failure_is_tried_again_by_the_next_command(tmp_path: Path) -> None:

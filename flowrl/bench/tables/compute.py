@@ -90,9 +90,9 @@ def _table(study: Study, spec: TableSpec, found: Histories, score: str) -> Table
         if spec.reference in found.by_method:
             title = f"less {study.title(spec.reference or '')}, equal {axis}"
             columns.append(Column(key=f"{axis} less", title=title, digits=4))
-    cost = [Column(key="forwards", title="forwards", better="lower", digits=0)]
-    cost += [Column(key="training_forwards", title="training forwards", better="lower", digits=0)]
-    cost += [Column(key="seconds", title="seconds", better="lower", digits=1)] if found.rates else []
+    cost = [Column(key="spent_forwards", title="forwards", better="lower", digits=0)]
+    cost += [Column(key="spent_training", title="training forwards", better="lower", digits=0)]
+    cost += [Column(key="spent_seconds", title="seconds", better="lower", digits=1)] if found.rates else []
     rows = [
         _row(study, spec, found, method, score, group or None)
         for group, methods in spec.groups.items()
@@ -121,10 +121,10 @@ def _row(study: Study, spec: TableSpec, found: Histories, method: str, score: st
             cells[f"{axis} less"] = called(cell(less, runs=keys))
     runs = list(found.by_method.get(method, {}).values())
     if runs:
-        cells["forwards"] = Cell(value=float(np.mean([run.forwards[-1] for run in runs])))
-        cells["training_forwards"] = Cell(value=float(np.mean([run.training_forwards[-1] for run in runs])))
+        cells["spent_forwards"] = Cell(value=float(np.mean([run.forwards[-1] for run in runs])))
+        cells["spent_training"] = Cell(value=float(np.mean([run.training_forwards[-1] for run in runs])))
         if found.rates is not None:
-            cells["seconds"] = Cell(value=float(np.mean([found.x(run, "seconds")[-1] for run in runs])))
+            cells["spent_seconds"] = Cell(value=float(np.mean([found.x(run, "seconds")[-1] for run in runs])))
     failed = failure(study, spec, method, found.rewards)
     return Row(title=study.title(method), cells=cells, group=group, failed=failed)
 
