@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +23,11 @@ class Background:
     unfinished, so no more than ``limit`` inputs exist at once. With ``limit`` 0 a call is made at once, in the caller's
     thread. After an exception of a call no other is made, and the caller is given it at its next wait.
 
-    Left by an exception of the caller's (a signal's too), it drops the calls that wait. On CUDA the calls use the
-    stream that was the caller's, so they run after what the caller had started before them.
+    Left by an exception of the caller's (a signal's too), it drops the calls that wait.
+
+    On CUDA the calls have a stream of their own, so that their kernels run beside the caller's. A call begins when what
+    the caller had started before is done; its tensors are not given to others before it has ended; and it has ended
+    when its kernels have.
 
     >>> said = []
     >>> with Background(limit=2) as background:
@@ -39,7 +43,7 @@ class Background:
             raise ValueError(f"limit must be 0 or more, got {limit}")
         self._limit = limit
         self._room = threading.Semaphore(limit)
-        self._calls: SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[..., None], tuple[Any, ...], torch.Event | None] | None] = SimpleQueue()
         self._error: BaseException | None = None
         self._abandoned = False
         self._started = False
@@ -70,9 +74,10 @@ class Background:
         if not self._started:
             self._started = True
             self._ended.clear()
-            stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
+            stream = torch.cuda.Stream() if torch.cuda.is_available() else None
             threading.Thread(target=self._work, args=(stream,), name="scoring", daemon=True).start()
-        self._calls.put((function, args))
+        ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+        self._calls.put((function, args, ready))
 
     def finish(self) -> None:
         """Wait until all calls have ended. Raises what one of them raised."""
@@ -103,12 +108,27 @@ class Background:
         room = self._room
         with torch.cuda.stream(stream):  # None: as it is
             while (call := self._calls.get()) is not None:
-                function, args = call
+                function, args, ready = call
                 try:
                     if self._error is None and not self._abandoned:
-                        function(*args)
+                        with _in_order(stream, ready, args):
+                            function(*args)
                 except BaseException as error:  # is raised in the caller's thread
                     self._error = error
                 del call, function, args  # frees the input before there is room for another
                 room.release()
         self._ended.set()
+
+
+@contextmanager
+def _in_order(stream: torch.cuda.Stream | None, ready: torch.Event | None, args: Iterable[Any]) -> Iterator[None]:
+    """Around a call whose kernels go to ``stream``: after ``ready``, its tensors kept, and until they are done."""
+    if stream is None or ready is None:
+        yield
+        return
+    stream.wait_event(ready)
+    for value in args:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            value.record_stream(stream)  # the allocator knows only of the caller's stream, on which it was made
+    yield
+    stream.synchronize()

@@ -288,8 +288,8 @@ def _print_cost(recipe: Recipe, cost: Cost, iteration: int) -> None:
     table = Table("per prompt", "", title=f"{recipe.name}: iteration {iteration}", title_justify="left")
     table.columns[1].justify = "right"
     values = _plain(cost)
-    flops = values.pop("flops", {})
-    for name, value in values.items():
+    flops, by_kind = values.pop("flops", {}), values.pop("forwards_by_kind", {})
+    for name, value in (values | {f"forwards, {kind}": count for kind, count in by_kind.items()}).items():
         table.add_row(name, f"{value:,}")
     for name, value in flops.items():
         table.add_row(f"FLOPs, {name}", f"{value:.3g}")
@@ -297,9 +297,11 @@ def _print_cost(recipe: Recipe, cost: Cost, iteration: int) -> None:
 
 
 def _plain(cost: Cost) -> dict[str, Any]:
-    """The cost as JSON values: whole numbers as such, FLOPs only where they are known."""
-    values = {key: value for key, value in cost._asdict().items() if key != "flops"}
+    """The cost as JSON values: whole numbers as such, forwards by kind where they differ, FLOPs where known."""
+    values = {key: value for key, value in cost._asdict().items() if key not in ("flops", "forwards_by_kind")}
     plain: dict[str, Any] = {k: int(v) if float(v).is_integer() else round(v, 2) for k, v in values.items()}
+    if cost.forwards_by_kind is not None:
+        plain["forwards_by_kind"] = cost.forwards_by_kind._asdict()
     if cost.flops is not None:
         plain["flops"] = cost.flops._asdict()
     return plain

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from flowrl.errors import UserError
+from flowrl.plan import Forwards, Plan
 from flowrl.recipe import Recipe
 from flowrl.updates import decisions_of
 
@@ -34,6 +35,8 @@ class Cost(NamedTuple):
     """Sequential forwards that batches of any size would need."""
     forwards_alone: int
     """Velocity evaluations if every reading were denoised alone from its root."""
+    forwards_by_kind: Forwards | None
+    """None where every forward is the policy's own."""
     flops: Flops | None
     """None where the model's sizes are not known."""
 
@@ -54,11 +57,18 @@ def iteration_cost(recipe: Recipe, iteration: int = 0) -> Cost:
         leaves=len(plan.leaves),
         waves=len(plan.waves),
         forwards_alone=plan.forwards_alone,
-        flops=_flops(recipe, plan.num_forwards, training_forwards),
+        forwards_by_kind=plan.forwards if plan.approximate else None,
+        flops=_flops(recipe, _whole_forwards(recipe, plan), training_forwards),
     )
 
 
-def _flops(recipe: Recipe, forwards: int, training_forwards: float) -> Flops | None:
+def _whole_forwards(recipe: Recipe, plan: Plan) -> float:
+    """The rollout's forwards, those that reuse blocks counted by the share of blocks that runs."""
+    cache = recipe.continuation.cache
+    return plan.num_forwards - (0.0 if cache is None else cache.share * plan.forwards.cached)
+
+
+def _flops(recipe: Recipe, forwards: float, training_forwards: float) -> Flops | None:
     """A reference policy adds a forward to each that is differentiated."""
     model = recipe.model
     try:
@@ -69,4 +79,4 @@ def _flops(recipe: Recipe, forwards: int, training_forwards: float) -> Flops | N
         return None
     per_forward = model.evals_per_velocity * shape.flops_per_forward
     passes = model.training_passes + recipe.loss.needs_reference
-    return Flops(per_forward, forwards * per_forward, round(training_forwards * passes * per_forward))
+    return Flops(per_forward, round(forwards * per_forward), round(training_forwards * passes * per_forward))

@@ -1,25 +1,29 @@
 """The engine: runs a plan for many prompts at once, one forward per internal node, packed into full batches.
 
 A ready queue holds every node whose state exists, of any prompt, arm and stream; each batch takes the highest ones
-(:attr:`flowrl.plan.Plan.height`), so rows of one forward differ in sigma. A state is freed when its last child exists;
-only decisions and their children are kept, as what the learner trains on. Leaves leave in chunks.
+(:attr:`flowrl.plan.Plan.height`), so rows of one forward differ in sigma. Continuation nodes may run by the policy's
+approximation; exact rows, approximated rows and rows that reuse a residual never share a batch. A state is freed when
+its last child exists, a residual when its last user has run; only decisions and their children are kept, as what the
+learner trains on. Leaves leave in chunks.
 
 Axes: P prompts, D decisions, E actions, B rows of a batch; ``...`` latent axes.
 """
 
 from __future__ import annotations
 
-import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from flowrl.gaussian import Gaussian, Scale, per_row
 from flowrl.noise import Noise
-from flowrl.plan import Plan
-from flowrl.protocols import Kernel, Policy
+from flowrl.plan import Forwards, Kind, Plan
+from flowrl.protocols import Approximation, Kernel, Policy
+from flowrl.ready import ReadyQueue
 from flowrl.types import Cond
 
 OnLeaves = Callable[[Tensor, Sequence[tuple[int, int]]], None]
@@ -31,15 +35,22 @@ class Rollout:
     """What training needs of a rollout; row ``p * D + d`` is decision d of prompt p, ``p * E + e`` action e.
 
     ``x`` [P*D, ...] decision states; ``old`` the rollout's transition at each; ``next`` [P*E, ...] the sampled states.
-    ``num_forwards`` counts velocity evaluations (rows), ``num_batches`` calls, ``peak_states`` latents held at once.
+    ``forwards`` counts velocity evaluations (rows) by kind, ``num_batches`` calls, ``peak_states`` latents held at
+    once, ``peak_residuals`` and ``peak_residual_bytes`` residuals of an approximation.
     """
 
     x: Tensor
     old: Gaussian
     next: Tensor
-    num_forwards: int
+    forwards: Forwards
     num_batches: int
     peak_states: int
+    peak_residuals: int = 0
+    peak_residual_bytes: int = 0
+
+    @property
+    def num_forwards(self) -> int:
+        return sum(self.forwards)
 
 
 def dpmpp_2m_step(
@@ -92,6 +103,30 @@ class _Pool:
         return torch.tensor(slots, device=self._buffer.device)
 
 
+class _Residuals:
+    """Residuals by site, each a tensor of its own: the memory of one is free as soon as its last user has it."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], Tensor] = {}
+        self._uses: dict[tuple[int, int], int] = {}
+        self._bytes = self.peak = self.peak_bytes = 0
+
+    def put(self, site: tuple[int, int], residual: Tensor, uses: int) -> None:
+        self._held[site], self._uses[site] = residual.clone(), uses  # a view would keep its whole batch
+        self._bytes += residual.nbytes
+        self.peak = max(self.peak, len(self._held))
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+
+    def take(self, sites: Sequence[tuple[int, int]]) -> Tensor:
+        """[len(sites), ...] one use of each."""
+        taken = torch.stack([self._held[site] for site in sites])
+        for site in sites:
+            self._uses[site] -= 1
+            if not self._uses[site]:
+                self._bytes -= self._held.pop(site).nbytes
+        return taken
+
+
 @torch.no_grad()
 def execute(
     plan: Plan,
@@ -106,16 +141,21 @@ def execute(
     max_batch: int = 64,
     leaf_batch: int = 32,
     dtype: torch.dtype = torch.float32,
+    approximation: Approximation | None = None,
 ) -> Rollout:
     """Roll the plan out for the prompts of ``cond``, whose places in the global batch are ``positions``.
 
     The result does not depend on ``max_batch``, ``leaf_batch`` or which prompts run together, beyond rounding.
+    ``approximation`` runs the continuation nodes of a plan that leaves them to it; ValueError where it is missing then.
     """
-    run = _Run(plan, policy, cond, kernel, noise, tuple(positions), on_leaves, device, leaf_batch, dtype)
+    if plan.approximate and approximation is None:
+        raise ValueError("the plan leaves its continuations to an approximation, and there is none")
+    if approximation is not None:
+        approximation.refresh()
+    run = _Run(plan, policy, approximation, cond, kernel, noise, tuple(positions), on_leaves, device, leaf_batch, dtype)
     run.start()
     while run.ready:
-        batch = [heapq.heappop(run.ready)[1:] for _ in range(min(max_batch, len(run.ready)))]
-        run.forward(batch)
+        run.forward(run.ready.pop(max_batch))
     run.hand_over_leaves(rest=True)
     return run.result()
 
@@ -127,6 +167,7 @@ class _Run:
         self,
         plan: Plan,
         policy: Policy,
+        approximation: Approximation | None,
         cond: Cond,
         kernel: Kernel,
         noise: Noise,
@@ -138,16 +179,18 @@ class _Run:
     ) -> None:
         self.plan, self.policy, self.cond, self.kernel, self.noise = plan, policy, cond, kernel, noise
         self.positions, self.on_leaves, self.device, self.dtype = positions, on_leaves, device, dtype
-        self.leaf_batch = leaf_batch
+        self.leaf_batch, self.approximation = leaf_batch, approximation
         shape = policy.latent_shape
         self.states = _Pool(shape, device, dtype)
         self.slot: dict[tuple[int, int], int] = {}
         self.x0 = _Pool(shape, device, dtype)
         self.x0_slot: dict[tuple[int, int], int] = {}
         self.x0_uses: dict[tuple[int, int], int] = {}
-        self.ready: list[tuple[int, int, int]] = []
+        self.residuals = _Residuals()
+        self.ready = ReadyQueue()
         self.finished: list[tuple[int, int]] = []
-        self.num_forwards = self.num_batches = 0
+        self.num_forwards: Counter[Kind] = Counter()
+        self.num_batches = 0
         self.decision_at = {node: d for d, node in enumerate(plan.decisions)}
         self.action_at = {node: e for e, node in enumerate(plan.actions)}
         self.column_at = {node: c for c, node in enumerate(plan.leaves)}
@@ -172,18 +215,49 @@ class _Run:
         return torch.tensor([self.plan.sigma[n] for n in nodes], device=self.device, dtype=self.dtype)
 
     def forward(self, batch: list[tuple[int, int]]) -> None:
-        """One velocity call for the batch, then every child of its sites."""
+        """One velocity call for the batch, whose sites are of one kind, then every child of its sites."""
         x = self.states.take([self.slot.pop(site) for site in batch], free=True)
         sigma = self.sigma([n for _, n in batch])
-        prompts = torch.tensor([p for p, _ in batch])
-        v = self.policy.velocity(x, sigma, self.cond[prompts])
-        self.num_forwards += len(batch)
+        v = self._velocity(batch, x, sigma)
+        self.num_forwards[self.plan.kind[batch[0][1]]] += len(batch)
         self.num_batches += 1
         self._keep_predictions(batch, x, v, sigma)
         self._step_euler(batch, x, v, sigma)
         self._step_second_order(batch, x, v, sigma)
         self._step_stochastic(batch, x, v, sigma)
         self.hand_over_leaves()
+
+    def _velocity(self, batch: list[tuple[int, int]], x: Tensor, sigma: Tensor) -> Tensor:
+        cond = self.cond[torch.tensor([p for p, _ in batch])]
+        kind = self.plan.kind[batch[0][1]]
+        if kind == "exact" or self.approximation is None:
+            return self.policy.velocity(x, sigma, cond)
+        if kind == "cached":
+            return self.approximation.velocity_by(x, sigma, cond, self._residual(batch))
+        uses = self.plan.residual_uses
+        v, kept = self.approximation.velocity(x, sigma, cond, keep=any(n in uses for _, n in batch))
+        if kept is not None:
+            for site, residual in zip(batch, kept, strict=True):
+                if site[1] in uses:
+                    self.residuals.put(site, residual, uses[site[1]])
+        return v
+
+    def _residual(self, batch: list[tuple[int, int]]) -> Tensor:
+        """What each site reuses: the residual of its last full step p or, with q the one before, at its own sigma
+
+        r = r_p + (sigma - sigma_p) / (sigma_p - sigma_q) (r_p - r_q)
+        """
+        sources = [[(p, source) for source in self.plan.residuals_of[n]] for p, n in batch]
+        residual = self.residuals.take([latest for latest, *_ in sources])
+        rows = [row for row, of_row in enumerate(sources) if len(of_row) == 2]
+        if rows:
+            levels = [[self.plan.sigma[n] for n in (batch[row][1], *(s for _, s in sources[row]))] for row in rows]
+            weights = [(own - latest) / (latest - before) for own, latest, before in levels]
+            weight = torch.tensor(weights, device=residual.device, dtype=residual.dtype)
+            latest = residual[rows]
+            before = self.residuals.take([sources[row][1] for row in rows])
+            residual[rows] = latest + per_row(weight, latest) * (latest - before)
+        return residual
 
     def _edges(self, batch: list[tuple[int, int]], wanted: Callable[[int], bool]) -> list[tuple[int, tuple[int, int]]]:
         """(row of the parent, child site) of the batch's edges that are wanted."""
@@ -261,7 +335,7 @@ class _Run:
         for site, slot in zip(sites, self.states.put(states), strict=True):
             self.slot[site] = slot
             if self.plan.children[site[1]]:
-                heapq.heappush(self.ready, (-self.plan.height[site[1]], *site))
+                self.ready.push(site, kind=self.plan.kind[site[1]], height=self.plan.height[site[1]])
             else:
                 self.finished.append(site)
 
@@ -276,7 +350,9 @@ class _Run:
             x=self.decision_x,
             old=Gaussian(self.decision_mean, self.decision_std, self.scale),
             next=self.next,
-            num_forwards=self.num_forwards,
+            forwards=Forwards(*(self.num_forwards[kind] for kind in get_args(Kind))),
             num_batches=self.num_batches,
             peak_states=self.states.peak,
+            peak_residuals=self.residuals.peak,
+            peak_residual_bytes=self.residuals.peak_bytes,
         )

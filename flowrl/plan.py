@@ -4,12 +4,14 @@ The velocity depends only on the parent latent, so one forward at a node serves 
 A child that would be the same random variable as an existing one *is* that one ("interned"): the common ODE prefix,
 the SDE step shared by siblings, and the first steps that all granularities share are therefore shared by construction.
 
+Only decisions' velocities enter a log-prob. What runs below the last action of a path merely evaluates the direction
+that the action took: these *continuation* nodes may be approximated without an importance-ratio mismatch.
+
 Axes: N nodes, E actions, D decisions, L leaves, S streams.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,25 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from flowrl.ready import ReadyQueue
 from flowrl.sigmas import Grid
 from flowrl.types import Arm, Path
 
 Peers = Literal["prompt", "step", "parent"]
 NoiseKey = tuple[tuple[int, int], ...]
 """What names a node's noise: (-1, root), then the (grid step, sibling) pairs on the way."""
+
+
+Kind = Literal["exact", "full", "cached"]
+"""How a node's forward runs: by the policy itself; by its approximation with all blocks; by it with blocks reused."""
+
+
+class Forwards(NamedTuple):
+    """Velocity evaluations by :data:`Kind`."""
+
+    exact: int
+    full: int
+    cached: int
 
 
 class Reading(NamedTuple):
@@ -53,6 +68,13 @@ class Plan:
     history: tuple[int, ...]
     """[N] the node whose x0 prediction makes the edge a DPM-Solver++(2M) step, -1 for a first-order (Euler) one."""
     readings: tuple[Reading, ...]
+    approximate: bool = False
+    """Whether continuation nodes are left to the policy's approximation."""
+    reuse_every: int | None = None
+    """Of every so many steps of a continuation one runs in full and the others reuse its residual
+    (:attr:`residuals_of`); None: all run in full."""
+    extrapolate: bool = False
+    """Whether a reused residual is extrapolated from two in place of one."""
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -94,8 +116,7 @@ class Plan:
 
     @cached_property
     def height(self) -> tuple[int, ...]:
-        """[N] forwards still to run below a node, along its longest path. Ready nodes run in descending height, which
-        advances the shared trunk first and so keeps batches full (Hu's rule for trees)."""
+        """[N] forwards still to run below a node, along its longest path; see :class:`flowrl.ready.ReadyQueue`."""
         height = [0] * len(self.parent)
         for node in range(len(self.parent) - 1, -1, -1):
             if self.parent[node] >= 0:
@@ -125,16 +146,82 @@ class Plan:
         return tuple(tuple(wave) for wave in waves if wave)
 
     def ready_order(self, max_batch: int) -> tuple[tuple[int, ...], ...]:
-        """The batches of one prompt alone: at each point the highest ready nodes, at most ``max_batch``."""
-        ready = [(-self.height[node], node) for node in self.roots if self.children[node]]
-        heapq.heapify(ready)
+        """The batches of one prompt alone, as the engine forms them."""
+        ready = ReadyQueue()
+        for node in self.roots:
+            if self.children[node]:
+                ready.push(node, kind=self.kind[node], height=self.height[node])
         batches = []
         while ready:
-            batch = [heapq.heappop(ready)[1] for _ in range(min(max_batch, len(ready)))]
+            batch = ready.pop(max_batch)
             batches.append(tuple(batch))
             for child in (c for node in batch for c in self.children[node] if self.children[c]):
-                heapq.heappush(ready, (-self.height[child], child))
+                ready.push(child, kind=self.kind[child], height=self.height[child])
         return tuple(batches)
+
+    @cached_property
+    def continuation_step(self) -> tuple[int, ...]:
+        """[N] how many continuation nodes lie above a continuation node, -1 at every other node.
+
+        A continuation node is internal, has an action on its way (its own edge included), and no decision at or below
+        itself. The prefix, the decisions and all between two actions of a path are therefore never among them.
+        """
+        actions = set(self.actions)
+        decides = [False] * len(self.parent)
+        for node in self.decisions:
+            decides[node] = True
+        for node in range(len(self.parent) - 1, -1, -1):
+            if decides[node] and self.parent[node] >= 0:
+                decides[self.parent[node]] = True
+        acted: list[bool] = []
+        steps: list[int] = []
+        for node, parent in enumerate(self.parent):
+            acted.append(node in actions or (parent >= 0 and acted[parent]))
+            continues = acted[node] and not decides[node] and bool(self.children[node])
+            steps.append(-1 if not continues else 1 + (steps[parent] if parent >= 0 else -1))
+        return tuple(steps)
+
+    @cached_property
+    def residuals_of(self) -> tuple[tuple[int, ...], ...]:
+        """[N] the nodes whose residuals a node reuses: the nearest above it that runs in full and, where they are
+        extrapolated and there is one, the nearest above that; none where it runs in full itself.
+
+        Counted from the end, of every ``reuse_every`` steps the first runs in full, and so the last step of a path
+        always does, which moves furthest; the first step of a continuation does too. Siblings share what they reuse.
+        """
+        every = self.reuse_every if self.approximate else None
+        steps = self.continuation_step
+        in_full: list[
+            tuple[int, ...]
+        ] = []  # per node: the full continuation nodes up to it, itself included, latest two
+        found: list[tuple[int, ...]] = []
+        for node, parent in enumerate(self.parent):
+            above = in_full[parent] if parent >= 0 else ()
+            reuses = every is not None and steps[node] > 0 and self.height[node] % every != 1
+            # a branch that is longer than this one may have let it miss its turn
+            reuses = reuses and steps[node] - steps[above[0]] < (every or 0)
+            found.append(above[: 1 + self.extrapolate] if reuses else ())
+            in_full.append(above if reuses or steps[node] < 0 else (node, *above)[:2])
+        return tuple(found)
+
+    @cached_property
+    def residual_uses(self) -> dict[int, int]:
+        """How many nodes reuse a node's residual; nodes whose residual nobody reuses are absent."""
+        return dict(Counter(node for nodes in self.residuals_of for node in nodes))
+
+    @cached_property
+    def kind(self) -> tuple[Kind, ...]:
+        """[N] how a node's forward runs; leaves, which have none, count as exact."""
+        return tuple(
+            "exact" if not self.approximate or step < 0 else "cached" if reused else "full"
+            for step, reused in zip(self.continuation_step, self.residuals_of, strict=True)
+        )
+
+    @cached_property
+    def forwards(self) -> Forwards:
+        """:attr:`num_forwards` by kind."""
+        counts = Counter(kind for kind, children in zip(self.kind, self.children, strict=True) if children)
+        return Forwards(counts["exact"], counts["full"], counts["cached"])
 
     @cached_property
     def num_forwards(self) -> int:
@@ -258,11 +345,20 @@ class _Grower:
         return node
 
 
-def compile_plan(grid: Grid, arms: Sequence[Arm], paths: Callable[[Grid, int], Sequence[Path]]) -> Plan:
+def compile_plan(
+    grid: Grid,
+    arms: Sequence[Arm],
+    paths: Callable[[Grid, int], Sequence[Path]],
+    *,
+    approximate: bool = False,
+    reuse_every: int | None = None,
+    extrapolate: bool = False,
+) -> Plan:
     """Grow every arm from shared roots, then every continuation from its tips.
 
-    ``paths(grid, start)`` is a continuation's: one path per stream from ``grid.sigma[start]`` to 0. Raises ValueError
-    where an arm does not fit the grid or a path does not lead from its start down to 0.
+    ``paths(grid, start)`` is a continuation's: one path per stream from ``grid.sigma[start]`` to 0. ``approximate``,
+    ``reuse_every`` and ``extrapolate`` are the plan's own fields. Raises ValueError where an arm does not fit the grid
+    or a path does not lead from its start down to 0.
     """
     if not arms:
         raise ValueError("a plan needs at least one arm")
@@ -287,6 +383,9 @@ def compile_plan(grid: Grid, arms: Sequence[Arm], paths: Callable[[Grid, int], S
         noise_key=tuple(tree.noise_key),
         history=tuple(tree.history),
         readings=tuple(readings),
+        approximate=approximate,
+        reuse_every=reuse_every,
+        extrapolate=extrapolate,
     )
 
 

@@ -9,12 +9,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path as Folder
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from flowrl.credit import Mixing, Peers, Rewards, Scope, Streams, relative_advantage
+from flowrl.errors import listing
 from flowrl.gaussian import Gaussian
 from flowrl.plan import Plan
 from flowrl.sigmas import Grid
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from flowrl.surrogate import Actions, LossTerms
 
 
+Approximated = Literal["fp8", "cache"]
+
+
 class Schedule(Variant, package="flowrl.schedules"):
     """Which grid steps are stochastic in an iteration. Pure: equal on every rank, resumable, nothing to update."""
 
@@ -35,8 +39,62 @@ class Schedule(Variant, package="flowrl.schedules"):
         """The arms of this iteration. Raises ValueError where the schedule does not fit the grid."""
 
 
+class Cache(BaseModel):
+    """Of every ``every`` steps of a continuation one runs in full; the others run the blocks outside ``blocks`` alone
+    and add the residual (output minus input) that those inside had there. See docs/continuations.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    every: int = Field(default=2, ge=2)
+    blocks: tuple[float, float] = (0.25, 0.75)
+    """First and last of the blocks that are reused, as fractions of the model's depth."""
+
+    @model_validator(mode="after")
+    def _falls_inside(self) -> Self:
+        first, last = self.blocks
+        if not 0 <= first < last <= 1:
+            raise ValueError(f"blocks must be two rising fractions of the depth between 0 and 1, got [{first}, {last}]")
+        return self
+
+    order: Literal[0, 1] = 0
+    """Of the extrapolation in the noise level: the last full step's residual as it was, or the line through the last
+    two, where there are two."""
+
+    @property
+    def share(self) -> float:
+        """The share of a forward that a step which reuses does without; all blocks of a transformer cost the same."""
+        return self.blocks[1] - self.blocks[0]
+
+    def span(self, depth: int) -> tuple[int, int]:
+        """The blocks that are reused, of ``depth`` in all: the first, and one past the last.
+
+        Raises ValueError where the fractions round to no block.
+
+        >>> Cache(blocks=(0.25, 1.0)).span(57)
+        (14, 57)
+        """
+        first, last = (round(fraction * depth) for fraction in self.blocks)
+        if first == last:
+            raise ValueError(f"cache.blocks {list(self.blocks)} names no block of a model with {depth} blocks")
+        return first, last
+
+
 class Continuation(Variant, package="flowrl.continuations"):
-    """How a noisy state is denoised to the end: one path per stream (granularity)."""
+    """How a noisy state is denoised to the end: one path per stream (granularity).
+
+    No velocity of a continuation enters a log-prob, so it may be approximated; the fields that say how are the base's.
+    """
+
+    precision: Literal["exact", "fp8"] = "exact"
+    """Of the matrix products in the transformer's blocks; exact: as in training."""
+    cache: Cache | None = None
+    """Reuse of blocks between neighbouring steps; null: every block of every step runs."""
+
+    @property
+    def wanted(self) -> frozenset[Approximated]:
+        """What of it is approximated; empty where every forward is the policy's own."""
+        cached: frozenset[Approximated] = frozenset() if self.cache is None else frozenset({"cache"})
+        return cached | {"fp8"} if self.precision == "fp8" else cached
 
     @abstractmethod
     def paths(self, grid: Grid, start: int) -> tuple[Path, ...]:
@@ -110,6 +168,27 @@ class Policy(Protocol):
         """Write the trained weights in the form that the policy's own library loads."""
 
 
+class Approximation(Protocol):
+    """A policy's velocity at a lower cost, for continuation nodes alone. No gradients."""
+
+    def refresh(self) -> None:
+        """Follow the policy's present weights. The engine calls it once at the start of a rollout."""
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """v [B, ...] with all blocks and, where ``keep``, the residual [B, ...] of the blocks that may be reused."""
+
+    def velocity_by(self, x: Tensor, sigma: Tensor, cond: Cond, residual: Tensor) -> Tensor:
+        """v [B, ...] with the residual of an earlier step in place of those blocks."""
+
+
+@runtime_checkable
+class Approximating(Protocol):
+    """What a policy may offer beside :class:`Policy`; its config says so in ``approximations``."""
+
+    def approximation(self, continuation: Continuation, precision: Literal["fp32", "bf16"]) -> Approximation:
+        """``precision``: the run's, of all that is not quantised."""
+
+
 class ModelShape(Protocol):
     """What a model costs, known from its configs alone."""
 
@@ -131,13 +210,26 @@ class ModelShape(Protocol):
 class PolicyConfig(Variant, package="flowrl.policies"):
     """Where a policy comes from and how it is trained. ``load`` imports the heavy libraries."""
 
+    approximations: ClassVar[frozenset[Approximated]] = frozenset()
+    """What of a continuation its policy can approximate (:class:`Approximating`)."""
+
+    def check_continuation(self, continuation: Continuation) -> None:
+        """Raise ValueError where its policy cannot approximate a continuation as that wants."""
+        impossible = sorted(continuation.wanted - self.approximations)
+        if impossible:
+            can = f"by {listing(sorted(self.approximations))} alone" if self.approximations else "by nothing"
+            remedy = " and ".join({"fp8": "precision: exact", "cache": "cache: null"}[name] for name in impossible)
+            raise ValueError(
+                f"model kind {self.kind} cannot approximate by {listing(impossible)}, but {can}; set {remedy}"
+            )
+
     @property
     def evals_per_velocity(self) -> int:
         """Of the policy that it loads."""
         return 1
 
     @property
-    def training_passes(self) -> int:
+    def training_passes(self) -> float:
         """What a differentiated forward costs, in forwards: itself, the gradients of the activations, and those of the
         weights."""
         return 3

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -106,8 +106,8 @@ class RunSection(Section):
     trackers: tuple[
         Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"], ...
     ] = ("tensorboard",)
-    microbatch: int = Field(default=32, ge=1)
-    """Decisions per training forward."""
+    microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    """Decisions per training forward; auto: as many as memory allows where that saves work."""
     self_check_bound: float | None = Field(default=None, gt=0)
     """Of the first-step self-check (:data:`flowrl.trainer.SELF_CHECK_BOUND`); null for the precision's own."""
 
@@ -243,7 +243,15 @@ class Recipe(Section):
         """The plan of an iteration; raises UserError where schedule, grid, group, peers and updates do not fit."""
         arms = self.arms(iteration)
         with self._explained("continuation", iteration):
-            plan = compile_plan(self.grid.levels(), arms, self.continuation.paths)
+            cache = self.continuation.cache
+            plan = compile_plan(
+                self.grid.levels(),
+                arms,
+                self.continuation.paths,
+                approximate=bool(self.continuation.wanted),
+                reuse_every=None if cache is None else cache.every,
+                extrapolate=cache is not None and cache.order == 1,
+            )
         with self._explained("advantage", iteration):
             plan.peers(self.advantage.peers)
         with self._explained("train", iteration):
@@ -256,6 +264,8 @@ class Recipe(Section):
             _check_weights([reward.weight for reward in self.rewards.values()], self.advantage.mixing)
         with self._explained("evaluation", 0):
             _check_monitors(self)
+        with self._explained("continuation", 0):
+            self.model.check_continuation(self.continuation)
         seen: set[str] = set()
         for iteration in range(min(self.run.iterations, MAX_CHECKED_ITERATIONS)):
             arms = repr(self.arms(iteration))

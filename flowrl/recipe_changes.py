@@ -28,6 +28,9 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "run.non_finite",
         "model.cache_dir",
         "model.cache_limit",
+        "model.compile",
+        "model.attention",
+        "model.gradient_checkpointing",
     }
 )
 """Keys (with all below them) that do not enter the parameters' trajectory."""

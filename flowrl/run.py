@@ -130,6 +130,7 @@ class _Session:
         self.progress = self.stack.enter_context(
             Progress(recipe.run.iterations, trainer.iteration, enabled=self.is_main)
         )
+        trainer.say = self.progress.note
         for skipped in found.skipped if found else ():
             self.progress.note(f"skipped checkpoint {skipped}")
         if found is not None:

@@ -30,8 +30,9 @@ class Scoring:
     the first ``keep_images`` prompts, by (prompt, leaf column).
 
     With ``ahead`` the scorers work on a thread of their own while the rollout goes on, chunk after chunk in the order
-    of ``add``, and at most so many decoded chunks exist at once; 0: in line. What they say is the same either way. Used
-    as a context, its end is the end of all scoring, and an exception drops what waits.
+    of ``add``, and at most so many chunks wait or are scored; 0: in line. What they say is the same either way. On a
+    GPU chunks are decoded there too, on the thread's own stream. Used as a context, its end is the end of all scoring,
+    and an exception drops what waits.
     """
 
     def __init__(
@@ -72,13 +73,19 @@ class Scoring:
     def add(self, x: Tensor, rows: Sequence[Site]) -> None:
         """``x`` [B, ...] finished latents; ``rows`` (prompt, leaf column) of each."""
         self._beside.wait_for_room()
-        images = self.policy.decode(x)  # here: a policy is used by one thread alone
-        self._beside.call(self._judge, images, rows)
+        if x.is_cuda:  # decoding uses the VAE alone, and is mostly the launching of small kernels
+            self._beside.call(self._decode_and_judge, x, rows)
+        else:  # on the processor that the rollout keeps busy
+            self._beside.call(self._judge, self.policy.decode(x), rows)
 
     def rewards(self) -> Rewards:
         """What all scorers said, [P, L, R]."""
         self._beside.finish()
         return Rewards(self.values, self.valid, tuple(self.scorers), self.weights)
+
+    @torch.no_grad()
+    def _decode_and_judge(self, x: Tensor, rows: Sequence[Site]) -> None:
+        self._judge(self.policy.decode(x), rows)
 
     @torch.no_grad()
     def _judge(self, images: Tensor, rows: Sequence[Site]) -> None:

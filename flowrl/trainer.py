@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from flowrl.approximation import approximation_of
 from flowrl.checkpoint import State
 from flowrl.credit import Rewards, num_skipped_groups
 from flowrl.data import PromptOrder, RankSlice, rank_slice
 from flowrl.engine import Rollout, execute
 from flowrl.errors import RunFailed
+from flowrl.fitting import fit_training
 from flowrl.learner import Learner, Tally, sites_of
 from flowrl.noise import Noise
 from flowrl.plan import Plan
@@ -102,15 +104,25 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers, whose successor torch 2.11 lacks
             self.policy.module = self.accelerator.prepare(self.policy.module)
+        self.approximation = approximation_of(self.policy, recipe.continuation, recipe.run.precision)
         self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
         self.learner = Learner(
             self.policy,
             recipe.kernel,
             recipe.loss,
-            recipe.run.microbatch,
+            1 if recipe.run.microbatch == "auto" else recipe.run.microbatch,
             backward=self.accelerator.backward,
             no_sync=lambda: self.accelerator.no_sync(self.policy.module),
         )
+        self._is_fitted = False
+        """Whether the microbatch is settled: before the first update, when all else is in memory."""
+        self.say: Callable[[str], None] = lambda line: None
+        """Is told what was chosen for this machine."""
+        if (speed := getattr(self.policy, "speed", None)) is not None:
+            speed.say = lambda line: self.say(line)
+            num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
+            most = recipe.rollout.max_batch  # a rollout begins with its prompts' first noise, then batches are full
+            speed.expect(rollout=[min(num_mine, most), most])
         self.iteration = 0
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
@@ -146,6 +158,10 @@ class Trainer:
         self.intact = True
         metrics["forwards"] = float(rollout.num_forwards * self.accelerator.num_processes)
         metrics["peak_states"] = float(rollout.peak_states)
+        if self.approximation is not None:
+            counts = rollout.forwards._asdict().items()
+            metrics |= {f"forwards/{kind}": float(n * self.accelerator.num_processes) for kind, n in counts}
+            metrics["peak_residual_bytes"] = float(rollout.peak_residual_bytes)
         metrics["advantage_abs"] = float(advantage.abs().mean())
         metrics["seconds/rollout"] = rolled_out - began
         metrics["seconds/train"] = time.perf_counter() - rolled_out
@@ -173,6 +189,7 @@ class Trainer:
                 device=self.device,
                 max_batch=self.recipe.rollout.max_batch,
                 leaf_batch=self.recipe.rollout.decode_batch,
+                approximation=self.approximation,
             )
         return rollout, scoring
 
@@ -180,6 +197,10 @@ class Trainer:
         """The iteration's optimiser steps; ``advantage`` [p, E] of this rank's prompts."""
         recipe, world = self.recipe, self.accelerator.num_processes
         partitions = [recipe.partition(plan, self.iteration, position) for position in range(recipe.rollout.prompts)]
+        if not self._is_fitted:
+            num_rows = max(self._most_sites(plan, chosen) for chosen in zip(*partitions, strict=True))
+            self.learner = replace(self.learner, microbatch=fit_training(self, rollout, batch.cond, num_rows))
+            self._is_fitted = True
         logged: list[dict[str, float]] = []
         checked: dict[str, float] = {}
         training_forwards = 0

@@ -111,3 +111,40 @@ def test_an_input_is_freed_before_there_is_room_for_another():
             beside.call(lambda images: None, images)
             del images
     assert most <= 2
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_calls_run_beside_and_see_what_was_there_before_them():
+    """The caller overwrites its memory at once; a call reads what was its input, later, on a stream of its own."""
+    streams, found = set(), []
+
+    def read(x):
+        streams.add(torch.cuda.current_stream().cuda_stream)
+        torch.cuda._sleep(20_000_000)
+        found.append(x.sum().item())
+
+    with Background(2) as beside:
+        for number in range(6):
+            beside.wait_for_room()
+            torch.cuda._sleep(20_000_000)
+            x = torch.full((1 << 20,), float(number), device="cuda")
+            beside.call(read, x)
+            del x
+            torch.full((1 << 20,), -1.0, device="cuda")  # would be given the same memory
+    assert found == [number * float(1 << 20) for number in range(6)]
+    assert streams.isdisjoint({torch.cuda.current_stream().cuda_stream})
+    assert len(streams) == 1
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_call_has_ended_when_its_kernels_have():
+    out = torch.zeros(1, device="cuda")
+
+    def write():
+        torch.cuda._sleep(100_000_000)
+        out.add_(1)
+
+    with Background(1) as beside:
+        beside.wait_for_room()
+        beside.call(write)
+    assert out.item() == 1.0

@@ -122,6 +122,13 @@ def test_flops_of_a_known_model() -> None:
     assert flops["training"] == 8 * 4 * flops["per_forward"]  # forward, backward, and the checkpointed forward
 
 
+def test_forwards_by_kind_where_continuations_are_approximated() -> None:
+    found = plan("g2rpo", "--model", "flux1_dev", "continuation.cache={every: 2, blocks: [0.25, 0.75]}")
+    assert found["forwards_by_kind"] == {"exact": 8, "full": 1008, "cached": 684}
+    assert found["flops"]["rollout"] == (1700 - 684 / 2) * found["flops"]["per_forward"]
+    assert "forwards_by_kind" not in plan("g2rpo", "--model", "flux1_dev")
+
+
 def test_a_plan_as_a_table() -> None:
     result = run("plan", "g2rpo", "--model", "flux1_dev")
     assert result.exit_code == 0

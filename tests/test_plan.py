@@ -1,5 +1,7 @@
 """The plan: published costs, interning, and the invariants that hold for any grid, group, window and Lambda set."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,3 +131,56 @@ def test_ready_order_runs_every_internal_node_once_after_its_parent(plan, max_ba
     assert all(place[plan.parent[n]] < place[n] for n in order if plan.parent[n] >= 0)
     if max_batch >= plan.num_forwards:
         assert len(plan.ready_order(max_batch)) == len(plan.waves)
+
+
+def with_approximation(plan, every=None, *, extrapolate=False) -> Plan:
+    return replace(plan, approximate=True, reuse_every=every, extrapolate=extrapolate)
+
+
+def test_continuation_nodes_of_a_small_forest():
+    plan = compile_plan(Grid(4), [Arm({0: 2}), Arm({1: 2})], Strided().paths)
+    steps = {n: step for n, step in enumerate(plan.continuation_step) if step >= 0}
+    below_first = [n for n in steps if len(plan.noise_key[n]) == 2 and plan.noise_key[n][1][0] == 0]
+    assert len(steps) == 2 * 3 + 2 * 2
+    assert sorted(steps[n] for n in below_first) == [0, 0, 1, 1, 2, 2]
+    assert with_approximation(plan).forwards == (2, 10, 0)
+    assert with_approximation(plan, 2).forwards == (2, 8, 2), "the first and the last step of a path run in full"
+    longer = compile_plan(Grid(8), [Arm({0: 2})], Strided().paths)  # continuations of 7 steps
+    by_step = {longer.continuation_step[n]: kind for n, kind in enumerate(with_approximation(longer, 2).kind)}
+    assert [by_step[step] for step in range(7)] == ["full", "cached"] * 3 + ["full"]
+    by_step = {longer.continuation_step[n]: kind for n, kind in enumerate(with_approximation(longer, 3).kind)}
+    assert [by_step[step] for step in range(7)] == ["full", "cached", "cached"] * 2 + ["full"]
+    assert plan.forwards == (12, 0, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_what_enters_a_log_prob_is_never_approximated(plan):
+    approximated = {n for n, kind in enumerate(with_approximation(plan, 2).kind) if kind != "exact"}
+    for action in plan.actions:
+        above = set(plan.ancestry(plan.parent[action]))
+        assert not above & approximated, "decisions, the prefix, and all between two actions of a path are exact"
+    for node in approximated:
+        assert plan.children[node]
+        assert set(plan.ancestry(node)) & set(plan.actions), "before the first action all is exact"
+    internal = {n for n, children in enumerate(plan.children) if children}
+    exact = internal - approximated
+    assert exact == {n for action in plan.actions for n in plan.ancestry(plan.parent[action])} or not plan.actions
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans(), st.sampled_from([None, 2, 3]), st.booleans(), st.integers(1, 9))
+def test_residuals_come_from_the_nearest_full_forwards(plan, every, extrapolate, max_batch):
+    plan = with_approximation(plan, every, extrapolate=extrapolate)
+    for node, sources in enumerate(plan.residuals_of):
+        assert bool(sources) == (plan.kind[node] == "cached")
+        if sources:
+            in_full = [n for n in plan.ancestry(plan.parent[node]) if plan.kind[n] == "full"]
+            assert list(sources) == in_full[: 1 + extrapolate]
+            assert 0 < plan.continuation_step[node] - plan.continuation_step[sources[0]] < every
+            assert plan.height[node] > 1, "the last step of a path runs in full"
+    assert sum(plan.forwards) == plan.num_forwards
+    assert sum(plan.residual_uses.values()) == sum(map(len, plan.residuals_of)) >= plan.forwards.cached
+    batches = plan.ready_order(max_batch)
+    assert all(len({plan.kind[n] for n in batch}) == 1 for batch in batches)
+    assert sorted(n for batch in batches for n in batch) == [n for n, children in enumerate(plan.children) if children]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flowrl.continuations.strided import Strided
 from flowrl.errors import UserError
 from flowrl.recipe import Recipe, load_model, load_recipe
 from flowrl.recipe_changes import differences
@@ -99,7 +100,7 @@ def test_model_and_rewards_replace_those_of_the_recipe(folder: Path) -> None:
 
 def test_a_kind_replaces_and_a_value_merges() -> None:
     merged = load_recipe("g2rpo", overrides=["continuation.grid=paper"])
-    assert merged.continuation.model_dump() == {"kind": "strided", "strides": (1, 2, 3), "grid": "paper"}
+    assert merged.continuation == Strided(strides=(1, 2, 3), grid="paper")
     assert load_recipe("dance_grpo", overrides=["schedule.kind=singular"]).schedule.kind == "singular"
     both = load_recipe("dance_grpo", overrides=["schedule=sliding_window", "schedule.width=2"])
     assert (both.schedule.kind, both.schedule.model_dump()["width"]) == ("sliding_window", 2)

@@ -16,12 +16,16 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError, listing
 from flowrl.hub import HUB_ID, cache_dir, cached_snapshot
+from flowrl.policies.attention import Setting
+from flowrl.policies.blocks import Compile
 from flowrl.policies.embeddings import GB, EmbeddingCache
 from flowrl.policies.lora import LoRA, adapter_off, add_lora, save_lora
+from flowrl.policies.memory import Checkpointing, share_of
 from flowrl.policies.pipeline_folder import embedded_worlds, locate, read_json
 from flowrl.policies.prompt_encoder import PromptEncoder
 from flowrl.policies.quiet import quietly
 from flowrl.policies.shape import Configs, PipelineShape, read_configs
+from flowrl.policies.speed import Speed
 from flowrl.protocols import PolicyConfig
 from flowrl.types import Cond, Prompt
 
@@ -58,16 +62,22 @@ class DiffusersConfig(PolicyConfig):
     """None: full fine-tuning over fp32 masters."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Of all that is frozen (LoRA's base, text encoders, VAE); auto: as the text encoder is stored, fp16 as bf16."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
+    """Recompute blocks in the backward pass: all, none, a share of them, or auto: those that do not fit into memory."""
+    compile: Compile = "none"
+    """Compile the transformer's blocks; auto: on a GPU."""
+    attention: Setting = "auto"
+    """The attention kernel; auto: on a GPU the fastest that works there."""
     cache_dir: str | None = None
     """Of prompt embeddings; None: ``$FLOWRL_CACHE`` or ``~/.cache/flowrl``."""
     cache_limit: PositiveFloat = 50.0
     """GB of prompt embeddings; the least recently used are evicted."""
 
     @property
-    def training_passes(self) -> int:
-        """LoRA does without the gradients of the weights; gradient checkpointing repeats the forward."""
-        return 3 - (self.lora is not None) + self.gradient_checkpointing
+    def training_passes(self) -> float:
+        """Forwards that a training forward and its backward cost. A backward costs two: the gradients of the
+        activations, and those of the weights, which LoRA does without; what is recomputed costs one more."""
+        return 3 - (self.lora is not None) + share_of(self.gradient_checkpointing)
 
     @property
     def always_encoded(self) -> tuple[str, ...]:
@@ -163,8 +173,13 @@ class DiffusersPolicy(ABC):
         self.transformer = self._load_transformer(torch.float32 if config.lora is None else self.frozen_dtype)
         if config.lora is not None:
             add_lora(self.transformer, config.lora)
-        if config.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+        self.speed = Speed(
+            self.transformer,
+            self.device,
+            compile=config.compile,
+            attention=config.attention,
+            checkpointing=config.gradient_checkpointing,
+        )
         self.module: nn.Module = self.transformer
         self.cache = EmbeddingCache(
             Path(config.cache_dir).expanduser() if config.cache_dir else cache_dir("embeddings"),
@@ -180,9 +195,13 @@ class DiffusersPolicy(ABC):
         """Parameters of the transformer, adapters apart."""
         return self.shape.num_parameters
 
-    @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """v [B, ...] at sigma [B], called as the pipeline does; in x's dtype."""
+        """v [B, ...] at sigma [B], in x's dtype."""
+        return self.speed.velocity(self.evaluate, x, sigma, cond)
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The velocity of exactly these rows, called as the pipeline does."""
 
     @abstractmethod
     def vae_latents(self, x: Tensor) -> Tensor:

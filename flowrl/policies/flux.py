@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
 from flowrl.policies.diffusers_policy import DiffusersConfig, DiffusersPolicy
+from flowrl.policies.flux_approximation import FluxApproximation
 from flowrl.policies.flux_shape import PUBLISHED, FluxShape, flux_shape
 from flowrl.policies.shape import Configs
+from flowrl.protocols import Approximated, Continuation
 from flowrl.sigmas import Grid
 from flowrl.types import Cond
 
@@ -28,8 +32,18 @@ class Flux(DiffusersConfig, kind="flux"):
     t5_tokenizer = "tokenizer_2"
     published: ClassVar = PUBLISHED
 
+    approximations: ClassVar[frozenset[Approximated]] = frozenset({"fp8", "cache"})
+
     guidance: float = 3.5
     """The embedded guidance scale; used where the transformer's config has ``guidance_embeds``."""
+
+    def check_continuation(self, continuation: Continuation) -> None:
+        """Also where no block of this model would be reused; a model whose folder is not here is not asked."""
+        super().check_continuation(continuation)
+        if continuation.cache is not None:
+            with suppress(UserError):
+                shape = cast(FluxShape, self.shape())
+                continuation.cache.span(shape.num_layers + shape.num_single_layers)
 
     def load(self, device: torch.device) -> FluxPolicy:
         """Raises UserError where weights are missing or a size does not fit."""
@@ -49,24 +63,31 @@ class FluxPolicy(DiffusersPolicy):
     config: Flux
     shape: FluxShape
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    def evaluate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, tokens, channels] at sigma [B], called as FluxPipeline does; in x's dtype."""
+        v: Tensor = self.module(**self.inputs(x, sigma, cond), return_dict=False)[0]
+        return v.to(x.dtype)
+
+    def inputs(self, x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Any]:
+        """What the transformer is called with."""
         dtype = self.transformer.proj_out.weight.dtype
         image_ids, text_ids = self._ids
         guidance = None
         if self.shape.guidance_embeds:
             guidance = torch.full((len(x),), self.config.guidance, device=x.device, dtype=torch.float32)
-        v: Tensor = self.module(
-            hidden_states=x.to(dtype),
-            timestep=sigma.to(x.device),  # in 0..1: the transformer multiplies by 1000
-            guidance=guidance,
-            pooled_projections=cond.tensors["pooled"].to(x.device, dtype),
-            encoder_hidden_states=cond.tensors["text"].to(x.device, dtype),
-            txt_ids=text_ids,
-            img_ids=image_ids,
-            return_dict=False,
-        )[0]
-        return v.to(x.dtype)
+        return {
+            "hidden_states": x.to(dtype),
+            "timestep": sigma.to(x.device),  # in 0..1: the transformer multiplies by 1000
+            "guidance": guidance,
+            "pooled_projections": cond.tensors["pooled"].to(x.device, dtype),
+            "encoder_hidden_states": cond.tensors["text"].to(x.device, dtype),
+            "txt_ids": text_ids,
+            "img_ids": image_ids,
+        }
+
+    def approximation(self, continuation: Continuation, precision: Literal["fp32", "bf16"]) -> FluxApproximation:
+        """The velocity at a lower cost, for continuations."""
+        return FluxApproximation(self, continuation, precision)
 
     @cached_property
     def _ids(self) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class SD3Policy(DiffusersPolicy):
     config: SD3
     shape: SD3Shape
 
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    def evaluate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """v [B, channels, rows, columns] at sigma [B], called as StableDiffusion3Pipeline does; in x's dtype.
 
         Under guidance one call of 2B rows, the unconditional ones first.

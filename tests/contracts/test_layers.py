@@ -14,11 +14,11 @@ import flowrl
 PACKAGE = Path(flowrl.__file__).parent
 TOP = 5
 LAYERS = {
-    0: "plan sigmas gaussian credit surrogate types errors seeds atomic statistics",
+    0: "plan ready sigmas gaussian credit surrogate types errors seeds atomic statistics",
     1: "variant protocols updates",
     2: "schedules continuations kernels advantages losses",
     3: "hub workers policies rewards judges",
-    4: "noise engine learner data background scoring",
+    4: "noise engine learner data background scoring approximation",
 }
 LAYER_OF = {f"flowrl.{name}": layer for layer, names in LAYERS.items() for name in names.split()}
 FAMILIES = tuple(f"flowrl.{name}" for name in LAYERS[2].split())

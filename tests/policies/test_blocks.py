@@ -1,0 +1,173 @@
+"""Blocks that are compiled or recomputed give what plain ones give, in a bounded number of graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from flowrl.policies import blocks as blocks_module
+from flowrl.policies.blocks import is_compiled
+from flowrl.policies.flux import Flux, FluxPolicy
+from flowrl.types import Cond, Prompt
+
+CPU = torch.device("cpu")
+LORA = {"rank": 4, "alpha": 6.0, "targets": ["attn.to_q", "attn.to_out.0"]}
+"""Few targets: every layer costs time to trace."""
+KINDS = 3
+"""Graphs of a tiny FLUX at one size: its double block, and its single block, whose first is given another layout."""
+
+
+@pytest.fixture(autouse=True)
+def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Traced and guarded as for inductor, then run by PyTorch's own operators: what takes inductor minutes is left."""
+    monkeypatch.setattr(blocks_module, "BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def load(folder: Path, cache: str, **fields: Any) -> FluxPolicy:
+    torch.manual_seed(0)
+    policy = Flux.model_validate({"source": str(folder), "cache_dir": cache, **fields}).load(CPU)
+    train_randomly(policy, 1)
+    return policy
+
+
+def train_randomly(policy: FluxPolicy, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.module.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def inputs(policy: FluxPolicy, rows: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:
+    x = torch.randn(rows, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    return x, torch.linspace(0.9, 0.2, rows), policy.encode([Prompt(f"cat {i}", i) for i in range(rows)])
+
+
+def gradients(policy: FluxPolicy, *at: Any, autocast: bool = False) -> list[torch.Tensor]:
+    """The velocity and its gradients."""
+    policy.module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        v = policy.velocity(*at)
+    v.square().mean().backward()
+    return [v.detach(), *(p.grad for p in policy.module.parameters() if p.grad is not None)]
+
+
+def num_graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert len(found) == len(expected) > 1
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm() + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("backend", "share", "lora"),
+    [
+        ("aot_eager", 0.5, LORA),  # with its own partition into forward and backward
+        pytest.param("eager", True, None, marks=pytest.mark.slow),
+        pytest.param("aot_eager", 0.5, None, marks=pytest.mark.slow),
+        pytest.param("aot_eager", False, LORA, marks=pytest.mark.slow),
+        pytest.param("inductor", 0.5, LORA, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_equals_eager(
+    folder: Path, cache: str, monkeypatch: pytest.MonkeyPatch, backend: str, share: Any, lora: Any
+) -> None:
+    monkeypatch.setattr(blocks_module, "BACKEND", backend)
+    plain = load(folder, cache, lora=lora)
+    fast = load(folder, cache, lora=lora, compile="blocks", gradient_checkpointing=share)
+    at = inputs(plain, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.velocity(*at), plain.velocity(*at), rtol=1e-5, atol=1e-6)
+    assert_close(gradients(fast, *at), gradients(plain, *at))
+
+
+@pytest.mark.slow
+def test_fp32_factors_under_bf16_autocast(folder: Path, cache: str) -> None:
+    fields = {"lora": LORA, "dtype": "bf16"}
+    plain, fast = load(folder, cache, **fields), load(folder, cache, compile="blocks", **fields)
+    at = inputs(plain, 2)
+    assert_close(gradients(fast, *at, autocast=True), gradients(plain, *at, autocast=True), tolerance=0.05)
+
+
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.slow), LORA])
+def test_the_reference_is_never_stale(folder: Path, cache: str, lora: Any) -> None:
+    """The adapter goes off and on, or weights are swapped, while training moves them: results follow at once."""
+    plain, fast = load(folder, cache, lora=lora), load(folder, cache, lora=lora, compile="blocks")
+    at = inputs(plain, 2)
+    graphs = []
+    for step in range(3):
+        for policy in (plain, fast):
+            train_randomly(policy, 2 + step)
+        found, expected = [], []
+        for policy, into in ((fast, found), (plain, expected)):
+            with torch.no_grad(), policy.reference():
+                into.append(policy.velocity(*at))
+            with torch.no_grad():
+                into.append(policy.velocity(*at))
+            into += gradients(policy, *at)
+        assert_close(found, expected)
+        assert not torch.equal(found[0], found[1])
+        graphs.append(num_graphs())
+    assert graphs[0] == graphs[-1] <= 3 * KINDS  # adapter off, without gradients, with
+
+
+@pytest.mark.slow
+def test_a_run_of_partial_batches_has_few_graphs(folder: Path, cache: str) -> None:
+    plain, fast = load(folder, cache, lora=LORA), load(folder, cache, lora=LORA, compile="blocks")
+    fast.speed.expect(rollout=[1, 4], training=[2])
+    for rows in (1, 2, 3, 4, 7, 2, 3):
+        at = inputs(plain, rows)
+        with torch.no_grad():
+            torch.testing.assert_close(fast.velocity(*at), plain.velocity(*at), rtol=1e-5, atol=1e-6)
+    for rows in (2, 1, 2):
+        at = inputs(plain, rows)
+        assert_close(gradients(fast, *at), gradients(plain, *at))
+    assert num_graphs() <= 3 * KINDS  # two sizes without gradients, one with
+    assert fast.speed.padding.num_padded == (2 + 1 + 1 + 2 + 1) + 1
+    assert plain.speed.padding.num_padded == 0
+
+
+def test_under_ddp_blocks_stay_whole(folder: Path, cache: str, tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    plain = load(folder, cache, lora=LORA)
+    fast = load(folder, cache, lora=LORA, compile="blocks", gradient_checkpointing=0.5)
+    at = inputs(plain, 2)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fast.module = DistributedDataParallel(fast.module, bucket_cap_mb=1)
+        for _ in range(2):
+            assert_close(gradients(fast, *at), gradients(plain, *at))
+        assert num_graphs() == KINDS
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_saved_weights_do_not_know_of_it(folder: Path, cache: str, tmp_path: Path) -> None:
+    from diffusers import FluxTransformer2DModel
+
+    policy = load(folder, cache, compile="blocks", gradient_checkpointing=True)
+    policy.save_pretrained(tmp_path)
+    loaded = FluxTransformer2DModel.from_pretrained(tmp_path / "transformer").state_dict()
+    assert loaded.keys() == policy.module.state_dict().keys()
+    assert all(torch.equal(value, policy.module.state_dict()[name]) for name, value in loaded.items())
+
+
+def test_auto_compiles_on_gpus_alone() -> None:
+    assert not is_compiled("auto", CPU)
+    assert is_compiled("auto", torch.device("cuda"))
+    assert is_compiled("blocks", CPU)
+    assert not is_compiled("none", torch.device("cuda"))
