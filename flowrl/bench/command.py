@@ -70,10 +70,10 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
         return 0
     with calibrate.working(request.folder):
         outcome = session.work()
-    reports = [make_report(study, spec) for spec in specs]
     folder = request.output or default_output(request, study)
-    for report in reports:
-        say(save(report, folder))
+    for spec in specs:
+        study.pictures.clear()
+        say(save(make_report(study, spec), folder, study.pictures))
     say(f"the page of all tables there: {write_page(folder, say)}")
     return _exit_code(outcome)
 

@@ -95,7 +95,8 @@ class Measurement(Spec):
     """Something measured of each method's recipe, or of each run, that neither training nor ``flowrl eval`` does."""
 
     function: str
-    """``module:function``, called as ``function(recipe, **options)``; returns JSON values."""
+    """``module:function``, called as ``function(recipe, **options)``; returns JSON values. Where the module has a
+    function ``forwards`` of the same arguments, it says beforehand what that takes."""
     trained: bool = False
     """Of the runs: the recipe's model is the trained one. Else of the recipe, whose model is untrained."""
     untrained: bool = False

@@ -14,6 +14,7 @@ from flowrl.bench.identity import model_weights, weights_identity
 from flowrl.bench.report import Budget, RunRecord
 from flowrl.bench.spec import Bench, Scale, TableSpec
 from flowrl.bench.units import Store, Unit, UnitRecord, make_key
+from flowrl.bench.workload import measured_forwards, of_evaluation, of_training
 from flowrl.numerics import NUMERICS
 from flowrl.recipe import Recipe, load_model, load_recipe
 
@@ -65,7 +66,11 @@ class Measured:
 
 @dataclass
 class Study:
-    """A bench at one budget on one model, in one store. ``rates``: method -> learning rate, of those searched for."""
+    """A bench at one budget on one model, in one store.
+
+    ``rates``: method -> learning rate, of those searched for. ``pictures``: what a gallery's report adds, name ->
+    content of the files that are written beside it.
+    """
 
     bench: Bench
     model: str
@@ -74,6 +79,7 @@ class Study:
     num_seeds: int | None = None
     command: str = ""
     rates: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
     _recipes: dict[Any, Recipe] = field(default_factory=dict)
 
     @cached_property
@@ -215,7 +221,7 @@ class Study:
         names = [self.rate_method(m) for spec in specs if spec.train for m in spec.methods if self.is_trained(m)]
         found: dict[str, list[tuple[float, Unit]]] = {}
         for method in dict.fromkeys(names):
-            base = self._at_own_rate(method, search.rewards).optimizer.lr
+            base = self._at_models_rates().recipe(method, search.rewards).optimizer.lr
             for factor in search.factors:
                 rate = float(f"{base * factor:.3g}")
                 trial = Study(
@@ -226,16 +232,16 @@ class Study:
                     found.setdefault(method, []).append((rate, unit))
         return found
 
-    def _at_own_rate(self, method: str, rewards: str) -> Recipe:
-        plain = Study(self.bench, self.model, self.budget, self.store, _recipes=self._recipes)
-        return plain.recipe(method, rewards)
+    def _at_models_rates(self) -> Study:
+        """The same study before any search."""
+        return Study(
+            self.bench, self.model, self.budget, self.store, self.num_seeds, self.command, _recipes=self._recipes
+        )
 
     def is_trained(self, method: str) -> bool:
         return self.bench.methods[self.bench.resolve(method)].recipe is not None
 
     def train_unit(self, method: str, rewards: str, seed: int, iterations: int, remark: str = "") -> Unit:
-        from flowrl.bench.workload import of_training
-
         arguments = self.arguments(method, rewards, seed, iterations)
         recipe = self._load(arguments["recipe"], rewards, tuple(arguments["overrides"]))
         resolved = recipe.resolved()
@@ -259,8 +265,6 @@ class Study:
 
     def evaluation_unit(self, which: Evaluated, seed: int, trained: Unit | None, method: str) -> Unit:
         """``flowrl eval`` of a run, or of the untrained model, at few, medium or many steps, or on the benchmark."""
-        from flowrl.bench.workload import of_evaluation
-
         scale = self.scale
         is_benchmark = which == "benchmark"
         given: dict[str, Any] = {
@@ -296,8 +300,10 @@ class Study:
         iterations = self.scale.long if spec.long else self.scale.iterations
         is_trained = asked.trained and self.is_trained(method)
         whose = method if self.is_trained(method) else spec.reference or method
-        trained = self.train_unit(whose, rewards, seed, iterations)
+        study = self if is_trained else self._at_models_rates()  # what is not trained has no learning rate
+        trained = study.train_unit(whose, rewards, seed, iterations)
         options = asked.options | asked.budgets.get(self.budget, {})
+        recipe = study._load(trained.arguments["recipe"], rewards, tuple(trained.arguments["overrides"]))
         key = make_key("measure", asked.function, options, trained.key, is_trained, NUMERICS)
         arguments = dict(trained.arguments)
         if is_trained:
@@ -312,7 +318,7 @@ class Study:
             command=self.command,
             arguments={**arguments, "function": asked.function, "options": options},
             needs=trained.key if is_trained else None,
-            forwards=trained.forwards / max(iterations, 1) * 4,
+            forwards=measured_forwards(asked.function, recipe, options),
         )
 
     # ---- what is finished

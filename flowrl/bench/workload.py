@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -54,6 +56,13 @@ def of_evaluation(fragment: ModelFragment, given: dict[str, Any], is_benchmark: 
     known = None if is_benchmark else num_prompts(test)
     images = (given["limit"] or known or (100 if is_benchmark else UNKNOWN_PROMPTS)) * given["images_per_prompt"]
     return Workload(float(images * steps), 0.0, float(images))
+
+
+def measured_forwards(function: str, recipe: Recipe, options: Mapping[str, Any]) -> float:
+    """Of a measurement, as its module says; 0 where it does not."""
+    module = importlib.import_module(function.partition(":")[0])
+    count = getattr(module, "forwards", None)
+    return 0.0 if count is None else float(count(recipe, **options))
 
 
 def _training_forwards(recipe: Recipe, plan: Plan, iteration: int) -> float:
