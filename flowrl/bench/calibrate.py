@@ -95,7 +95,7 @@ def measure(recipe: Recipe, model: str) -> Rates:
     policy, device = trainer.policy, trainer.device
     prompts = trainer.order[0]
     cond = policy.encode(prompts)
-    batch, micro, decoded = recipe.rollout.max_batch, recipe.run.microbatch, recipe.rollout.decode_batch
+    batch, micro, decoded = recipe.rollout.max_batch, trainer.learner.microbatch, recipe.rollout.decode_batch
 
     def inputs(size: int) -> tuple[Any, Any, Any]:
         rows = torch.arange(size) % len(prompts)
