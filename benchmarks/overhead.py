@@ -12,50 +12,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from phases import Clock, synchronise
 
 from flowrl.data import PromptOrder, load_prompts
 from flowrl.recipe import load_recipe
 from flowrl.trainer import Trainer
 
 
-class Clock:
-    """Seconds by phase, of the thread that made it and of others apart; a phase inside another is not counted twice."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.beside: dict[str, float] = defaultdict(float)
-        self._thread, self._here = threading.get_ident(), threading.local()
-
-    def timed(self, phase: Callable[[], str], function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if getattr(self._here, "inside", False):
-                return function(*args, **kwargs)
-            self._here.inside = True
-            _synchronise()
-            began = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                _synchronise()
-                seconds = self.seconds if threading.get_ident() == self._thread else self.beside
-                seconds[phase()] += time.perf_counter() - began
-                self._here.inside = False
-
-        return wrapped
-
-
 def measure(recipe_name: str, iterations: int, overrides: list[str]) -> None:
     recipe = load_recipe(recipe_name, overrides=[*overrides, f"run.iterations={iterations + 1}"])
     prompts = load_prompts(recipe.data.train)
     trainer = Trainer(recipe, PromptOrder(prompts, recipe.rollout.prompts, recipe.run.seed))
-    clock = Clock()
+    clock = Clock(trainer.device)
     policy: Any = trainer.policy
     policy.velocity = clock.timed(lambda: "training forward" if torch.is_grad_enabled() else "rollout", policy.velocity)
     policy.decode = clock.timed(lambda: "decode", policy.decode)
@@ -66,31 +38,26 @@ def measure(recipe_name: str, iterations: int, overrides: list[str]) -> None:
     )
     policy.encode(trainer.order.reached(0, iterations + 1))
     trainer.iterate()
-    clock.seconds.clear()
-    clock.beside.clear()
+    clock.clear()
     began = time.perf_counter()
     for _ in range(iterations):
         metrics = trainer.iterate()
-    _synchronise()
+    synchronise(trainer.device)
     total = time.perf_counter() - began
-    in_policy = sum(clock.seconds[phase] for phase in ("rollout", "training forward", "training backward"))
-    clock.seconds["everything else"] = total - sum(clock.seconds.values())
+    found = clock.seconds
+    in_policy = sum(found[phase] for phase in ("rollout", "training forward", "training backward"))
+    found["everything else"] = total - sum(found.values())
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     where = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{recipe.name}, {iterations} iterations on {where}")
-    for phase, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
+    for phase, seconds in sorted(found.items(), key=lambda item: -item[1]):
         print(f"{phase:18} {seconds / iterations:8.3f} s an iteration  {100 * seconds / total:5.1f} %")
     for phase, seconds in clock.beside.items():
         print(f"{phase:18} {seconds / iterations:8.3f} s an iteration, beside the rollout")
     print(f"{'all':18} {total / iterations:8.3f} s an iteration, {metrics['forwards']:,.0f} forwards")
     print(f"outside the policy's forwards and backwards: {100 * (1 - in_policy / total):.1f} %")
-    in_policy += clock.seconds["decode"]
+    in_policy += found["decode"]
     print(f"the same with the VAE's decoding counted as the policy's: {100 * (1 - in_policy / total):.1f} %")
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

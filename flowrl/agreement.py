@@ -27,7 +27,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        self._store = _store(next(self._numbers)) if self._world > 1 else None
+        self._store = shared_store(f"{next(self._numbers)}") if self._world > 1 else None
 
     def keep(self, name: str, wants_drop: Callable[[], bool]) -> bool:
         """This rank's work is done: wait until all have said so (True), or one drops it (False).
@@ -51,10 +51,10 @@ class Agreement:
         return bool(self._store.compare_set(name, "", DROP.decode()) == KEEP)
 
 
-def _store(number: int) -> Any:
-    """The key-value store that the process group met in, under a prefix of this run's own."""
+def shared_store(prefix: str) -> Any:
+    """The key-value store that the process group met in, under a prefix of its user's own."""
     from torch.distributed.distributed_c10d import _get_default_store
 
-    store = dist.PrefixStore(f"flowrl-{number}", _get_default_store())
+    store = dist.PrefixStore(f"flowrl-{prefix}", _get_default_store())
     store.set_timeout(timedelta(seconds=60))
     return store

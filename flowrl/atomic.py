@@ -64,15 +64,20 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
-            sync(file)
-        sync(temporary)
-        if path.exists():
-            remove_folder(path)
-        os.replace(temporary, path)
-        sync(path.parent)
+        publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Flush a folder that is filled, and give it its name, as ``new_folder`` does at its end."""
+    for file in sorted(temporary.rglob("*")):
+        sync(file)
+    sync(temporary)
+    if path.exists():
+        remove_folder(path)
+    os.replace(temporary, path)
+    sync(path.parent)
 
 
 def remove_folder(path: Path) -> None:

@@ -85,6 +85,10 @@ GraceOption = Annotated[
     ),
 ]
 IterationOption = Annotated[int, typer.Option("--iteration", metavar="I", help="Which iteration, from 0.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", metavar="GPU", help="Predict seconds and memory: h200, h100 or a100.")
+]
+GpusOption = Annotated[int | None, typer.Option("--gpus", metavar="N", help="So many of them; by default 1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ModelOrRunArgument = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's name, a pipeline folder or hub id, or a run's folder.")
@@ -173,18 +177,25 @@ def plan(
     model: ModelOption = None,
     rewards: RewardsOption = None,
     iteration: IterationOption = 0,
+    gpus: GpusOption = None,
+    gpu: GpuOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an iteration costs per prompt before it runs."""
+    """Show what an iteration costs before it runs: counts per prompt and, with --gpu, seconds and memory."""
+    from flowrl.commands.prediction import asked_for, print_prediction
     from flowrl.costs import iteration_cost
     from flowrl.recipe import load_recipe
 
     loaded = load_recipe(recipe, model=model, rewards=rewards, overrides=overrides or ())
     cost = iteration_cost(loaded, iteration)
+    prediction = asked_for(loaded, gpu, gpus, iteration)
     if as_json:
-        typer.echo(json.dumps(_plain(cost), indent=2))
-    else:
-        _print_cost(loaded, cost, iteration)
+        found = _plain(cost) | ({} if prediction is None else {"prediction": prediction.plain()})
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_cost(loaded, cost, iteration)
+    if prediction is not None:
+        print_prediction(prediction)
 
 
 @app.command()

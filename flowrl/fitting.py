@@ -37,8 +37,7 @@ def fit_training(trainer: Trainer, rollout: Rollout, cond: Cond, num_rows: int) 
         rows = microbatch or 1
         if microbatch is not None:
             speed.expect(training=[microbatch])
-        no_sync = trainer.accelerator.no_sync(policy.module)
-        blocks = _measured(policy, rollout, cond, rows, no_sync)
+        blocks = _measured(policy, rollout, cond, rows, trainer.layout.no_sync())
         blocks, budget = _worst(blocks, _budget(trainer), trainer.accelerator.gather, trainer.device)
         is_chosen = policy.config.gradient_checkpointing == "auto"
         found = plan_training(

@@ -55,7 +55,7 @@ def evaluate(
     count = min(num_images, len(prompts))
     values: list[Tensor] = []
     images = torch.empty(0)
-    with droppable or nullcontext():
+    with trainer.layout.gathered(), droppable or nullcontext():
         for first in range(0, len(mine.positions), CHUNK):
             places, weights = mine.positions[first : first + CHUNK], mine.weights[first : first + CHUNK]
             scoring = _draw(trainer, [prompts[place] for place in places], scorers, keep_images=count)

@@ -24,6 +24,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 USER_ERROR = 2
 POLL_SECONDS = 0.05
 SHOWN_LINES = 40
+STARTED = "FLOWRL_LAUNCHED"
+"""Is set in the environment of a rank that ``run`` starts."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -62,6 +64,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_launched() -> bool:
+    """Whether it was started by ``run``."""
+    return STARTED in os.environ
+
+
 def is_first_rank() -> bool:
     """Whether this process is the only one or the first of several."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -73,6 +80,7 @@ def environment(rank: int, processes: int, port: int, inherited: Mapping[str, st
     return {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
         **inherited,
+        STARTED: "1",
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),

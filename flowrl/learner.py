@@ -62,7 +62,7 @@ class Learner:
     """Turns the decisions of an update into gradients.
 
     ``backward`` and ``no_sync`` are accelerate's, or plain ones: all microbatches but the last skip the gradient
-    all-reduce.
+    all-reduce. Inside ``reference`` the policy is the untrained one (None: the policy's own).
     """
 
     policy: Policy
@@ -71,6 +71,7 @@ class Learner:
     microbatch: int
     backward: Callable[[Tensor], None] = torch.Tensor.backward
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
+    reference: Callable[[], AbstractContextManager[None]] | None = None
 
     def accumulate(
         self,
@@ -113,7 +114,7 @@ class Learner:
         x = rollout.x[at]
         ref = None
         if self.loss.needs_reference:  # before the graph of the new policy exists: a reference may swap weights in
-            with torch.no_grad(), self.policy.reference():
+            with torch.no_grad(), (self.reference or self.policy.reference)():
                 ref = self.kernel.transition(x, self.policy.velocity(x, sigma, rows), sigma, sigma_next)
         new = self.kernel.transition(x, self.policy.velocity(x, sigma, rows), sigma, sigma_next)
         site_of = torch.tensor([i for i, s in enumerate(sites) for _ in s.actions], device=device)

@@ -53,6 +53,13 @@ def read_best(output: Path) -> Best | None:
     return Best(**json.loads(record.read_text())) if record.is_file() else None
 
 
+def is_better(candidate: Best, output: Path) -> bool:
+    """Whether a candidate is better than what a run's ``weights_best/`` holds; by another monitor, anything is."""
+    held = read_best(output)
+    same = held is not None and held.monitor == candidate.monitor
+    return not (math.isnan(candidate.value) or (held is not None and same and candidate.value <= held.value))
+
+
 def keep_if_best(output: Path, candidate: Best, save: Callable[[Path], None]) -> bool:
     """Have ``save`` write the weights into ``weights_best/`` where the candidate is better than what is there.
 
@@ -60,9 +67,7 @@ def keep_if_best(output: Path, candidate: Best, save: Callable[[Path], None]) ->
     there. A run that is resumed comes by the same candidates again, and so ends with the same folder; one that is not
     repeatable keeps the best that it ever measured.
     """
-    held = read_best(output)
-    same = held is not None and held.monitor == candidate.monitor
-    if math.isnan(candidate.value) or (held is not None and same and candidate.value <= held.value):
+    if not is_better(candidate, output):
         return False
     with atomic.new_folder(output / WEIGHTS_BEST) as folder:
         save(folder)

@@ -18,6 +18,7 @@ TRAJECTORY_FREE_KEYS = frozenset(
         "rollout.score_ahead",
         "data.test",
         "evaluation",
+        "run.parallel",
         "run.microbatch",
         "run.checkpoint_every",
         "run.keep_checkpoints",

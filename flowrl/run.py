@@ -24,13 +24,14 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl import atomic, checkpoint
+from flowrl import atomic, checkpoint, parallel
 from flowrl.agreement import Agreement
 from flowrl.data import PromptOrder, check_disjoint, load_prompts
 from flowrl.errors import RunFailed, UserError
 from flowrl.heldout import HeldOut, evaluate
 from flowrl.interrupt import DropIteration, Interrupt
-from flowrl.monitors import Best, Hacking, keep_if_best, read_best, reward_hacking
+from flowrl.launch import is_launched
+from flowrl.monitors import Best, Hacking, is_better, keep_if_best, read_best, reward_hacking
 from flowrl.output import RECIPE, locked
 from flowrl.pictures import BeforeAfter, curves, grid, sample_grid
 from flowrl.progress import Progress
@@ -61,19 +62,21 @@ def train(
     """
     if stop_after is not None and stop_after < 1:
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
-    recipe.model.check()
-    recipe.check_scorers()
-    train_prompts = load_prompts(recipe.data.train)
-    test_prompts = _test_prompts(recipe)
-    check_disjoint(train_prompts, test_prompts)
-    found = prepare(recipe, output, resume)
     with ExitStack() as stack:
+        watch = stack.enter_context(parallel.join())  # first: what fails from here on in one process ends all
+        recipe.model.check()
+        recipe.check_scorers()
+        train_prompts = load_prompts(recipe.data.train)
+        test_prompts = _test_prompts(recipe)
+        check_disjoint(train_prompts, test_prompts)
+        found = prepare(recipe, output, resume)
         trainer = Trainer(recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed))
         is_main = trainer.accelerator.is_main_process
         if is_main:
             stack.enter_context(locked(output))
         interrupt = stack.enter_context(Interrupt(grace, say=None if is_main else lambda line: None))
-        return _Session(trainer, output, test_prompts, interrupt, stack, pictures).run(found, stop_after)
+        with watch.telling():
+            return _Session(trainer, output, test_prompts, interrupt, stack, pictures).run(found, stop_after)
 
 
 class _Session:
@@ -125,7 +128,7 @@ class _Session:
         """Restore, open the records, and measure what there is before the first iteration."""
         trainer, recipe = self.trainer, self.recipe
         if found is not None and found.path is not None:
-            trainer.restore(checkpoint.load(found.path))
+            trainer.restore(checkpoint.load(found.path, trainer.parameters))
         self.saved = trainer.iteration
         self.progress = self.stack.enter_context(
             Progress(recipe.run.iterations, trainer.iteration, enabled=self.is_main)
@@ -252,14 +255,12 @@ class _Session:
             self.tracking.log_image(iteration, "samples", path)
 
     def _save(self) -> None:
-        state, iteration = self.trainer.state(), self.trainer.iteration
-        if self.is_main:
-            try:
-                checkpoint.save(self.output / CHECKPOINTS, state, keep=self.recipe.run.keep_checkpoints)
-            except OSError as error:
-                raise RunFailed(f"the state after iteration {iteration} cannot be written: {error}") from error
-        self.trainer.accelerator.wait_for_everyone()
-        self.saved = iteration
+        trainer, keep = self.trainer, self.recipe.run.keep_checkpoints
+        try:
+            checkpoint.save(self.output / CHECKPOINTS, trainer.state(), keep=keep, writers=trainer.writers)
+        except OSError as error:
+            raise RunFailed(f"the state after iteration {trainer.iteration} cannot be written: {error}") from error
+        self.saved = trainer.iteration
 
     def _save_if_newer(self) -> None:
         if self.trainer.iteration > self.saved:
@@ -268,9 +269,10 @@ class _Session:
     def _how_to_resume(self) -> str:
         processes = self.trainer.accelerator.num_processes
         command = ["flowrl", "train", str(self.output / RECIPE), "--output", str(self.output), "--resume"]
-        command += ["--processes", str(processes)] if processes > 1 else []
+        command += ["--processes", str(processes)] if is_launched() else []
         kept = f"State after iteration {self.saved} is kept" if self.saved else "No iteration was finished"
-        return f"{kept}; go on with: {shlex.join(command)}"
+        how = "go on with" if is_launched() or processes == 1 else "go on, by the same launcher, with"
+        return f"{kept}; {how}: {shlex.join(command)}"
 
     def _cache_prompts(self) -> None:
         """Encode all prompts that the run will reach, each rank a part, where the policy keeps a cache."""
@@ -299,7 +301,7 @@ class _Session:
         self.progress.note(f"held-out, {when_text}: {scores}")
         if self.is_main:
             self._keep_scores(found, when or f"iteration_{iteration:06d}")
-            self._keep_best(means)
+        self._keep_best(means)
         if self._is_logged(means):
             return  # a finished run that is resumed has it already
         self._judge_run(means)
@@ -320,18 +322,22 @@ class _Session:
         monitor = self.recipe.evaluation.keep_best
         if monitor is None:
             return
-        candidate = Best(monitor, self.trainer.iteration, means[f"test/{monitor}"])
+        trainer = self.trainer
+        candidate = Best(monitor, trainer.iteration, means[f"test/{monitor}"])
+        if not self._agreed(self.is_main and is_better(candidate, self.output)):
+            return
         try:
-            with self.trainer.averaged():
-                keep_if_best(self.output, candidate, self.trainer.policy.save_pretrained)
+            with trainer.averaged():
+                trainer.export(lambda: keep_if_best(self.output, candidate, trainer.policy.save_pretrained))
         except OSError as error:
             raise RunFailed(f"the weights after iteration {candidate.iteration} cannot be written: {error}") from error
 
     def _finish(self) -> Summary:
         trainer = self.trainer
-        if self.is_main:
+        try:
             save_weights(trainer, self.output)
-        trainer.accelerator.wait_for_everyone()
+        except OSError as error:
+            raise RunFailed(f"the weights after iteration {trainer.iteration} cannot be written: {error}") from error
         if self.scorers:
             self._evaluate("after")
         if self.is_main and self.pictures:

@@ -78,11 +78,14 @@ def write_identities(identities: Identities, output: Path, *, resumed: bool) -> 
 
 
 def save_weights(trainer: Trainer, output: Path) -> None:
-    """``weights/`` and, where an average is kept, ``weights_ema/``: each appears whole or not at all."""
-    _save_policy(trainer, output / "weights")
+    """``weights/`` and, where an average is kept, ``weights_ema/``: each appears whole or not at all.
+
+    All processes call it. Raises OSError, in all of them alike.
+    """
+    trainer.export(lambda: _save_policy(trainer, output / "weights"))
     if trainer.ema is not None:
         with trainer.ema.swapped_in():
-            _save_policy(trainer, output / "weights_ema")
+            trainer.export(lambda: _save_policy(trainer, output / "weights_ema"))
 
 
 def _save_policy(trainer: Trainer, folder: Path) -> None:

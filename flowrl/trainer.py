@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowrl import parallel
 from flowrl.approximation import approximation_of
-from flowrl.checkpoint import State
+from flowrl.checkpoint import State, Writers
+from flowrl.copies import Ema
 from flowrl.credit import Rewards, num_skipped_groups
 from flowrl.data import PromptOrder, RankSlice, rank_slice
 from flowrl.engine import Rollout, execute
@@ -43,35 +42,6 @@ batch-invariant, and a velocity error of about 1 % reaches the mean times g sqrt
 condition, an active dropout or an adapter that is off in one of the two shows as 1e-1 and more."""
 
 
-class Ema:
-    """An exponential moving average of the trainable parameters, in float32: ``e <- decay e + (1 - decay) p``."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = dict(parameters), decay
-        self.average = {name: p.detach().clone() for name, p in parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        for name, average in self.average.items():
-            average.lerp_(self.parameters[name], 1 - self.decay)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Inside, the policy's parameters are the averages."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, average in self.average.items():
-            held = self.parameters[name].detach().clone()
-            self.parameters[name].copy_(average)
-            average.copy_(held)
-
-
 @dataclass(frozen=True)
 class Batch:
     """This rank's share of an iteration: its prompts, their places in the global batch and weights, conditions."""
@@ -86,24 +56,22 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, order: PromptOrder) -> None:
         self.recipe, self.order = recipe, order
-        mixed = "bf16" if recipe.run.precision == "bf16" else "no"
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)  # ranks' rollouts differ in their forwards
-        AcceleratorState._reset_state()  # else a process is held to the precision of its first trainer
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=mixed, kwargs_handlers=[ddp])
+        self.accelerator, sharding = parallel.start(recipe.run.parallel, recipe.run.precision)
         self.device = self.accelerator.device
+        self.writers = Writers(self.accelerator.process_index, self.accelerator.num_processes, parallel.exchange)
         torch.manual_seed(derive_seed(recipe.run.seed, "initialisation"))  # LoRA factors
         self.policy: Policy = recipe.model.load(self.device)
+        module = self.policy.module
+        needs_reference = recipe.loss.needs_reference
+        self.layout = parallel.lay_out(self.policy, self.accelerator, sharding, needs_reference=needs_reference)
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._loaded: list[tuple[ScorerConfig, Scorer]] = []
         self.scorers = {name: self.load_scorer(reward.scorer) for name, reward in recipe.rewards.items()}
-        self.parameters = {name: p for name, p in self.policy.module.named_parameters() if p.requires_grad}
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers, whose successor torch 2.11 lacks
-            self.policy.module = self.accelerator.prepare(self.policy.module)
         self.approximation = approximation_of(self.policy, recipe.continuation, recipe.run.precision)
         self.ema = None if config.ema is None else Ema(self.parameters, config.ema)
         self.learner = Learner(
@@ -112,7 +80,8 @@ class Trainer:
             recipe.loss,
             1 if recipe.run.microbatch == "auto" else recipe.run.microbatch,
             backward=self.accelerator.backward,
-            no_sync=lambda: self.accelerator.no_sync(self.policy.module),
+            no_sync=self.layout.no_sync,
+            reference=self.layout.reference,
         )
         self._is_fitted = False
         """Whether the microbatch is settled: before the first update, when all else is in memory."""
@@ -145,7 +114,7 @@ class Trainer:
         raises at their end, or that a signal raises inside, drops the iteration, of which nothing remains.
         """
         began = time.perf_counter()
-        with droppable or nullcontext():
+        with self.layout.gathered(), droppable or nullcontext():
             plan = self.recipe.plan(self.iteration)
             batch = self._batch()
             rollout, scoring = self._roll_out(plan, batch)
@@ -235,7 +204,7 @@ class Trainer:
         """Clip, step, schedule, average; a gradient that is not finite never reaches the weights."""
         limit = self.recipe.optimizer.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), math.inf if limit is None else limit)
-        norm = float(norm)
+        norm = parallel.scalar(norm)
         lr = self.optimizer.param_groups[0]["lr"]
         finite = math.isfinite(norm) and math.isfinite(loss)
         if not finite and self.recipe.run.non_finite == "fail":
@@ -332,20 +301,28 @@ class Trainer:
             iteration=self.iteration,
             seed=self.recipe.run.seed,
             parameters={name: p.detach() for name, p in self.parameters.items()},
-            ema=None if self.ema is None else self.ema.average,
+            ema=None if self.ema is None else self.ema.values,
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             recipe=self.recipe.resolved(),
             digest=self.recipe.digest(),
         )
 
+    def export(self, save: Callable[[], object]) -> None:
+        """Call ``save`` in the main process, where ``policy.save_pretrained`` finds whole weights meanwhile.
+
+        All processes call it. Raises OSError, in all of them alike, where ``save`` does.
+        """
+        with self.layout.whole():
+            self.writers.first_does(save)
+
     @torch.no_grad()
     def restore(self, state: State) -> None:
-        """Continue where a checkpoint was written."""
+        """Continue where a checkpoint was written, of which each process has its part, or all."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state.parameters[name])
         if self.ema is not None and state.ema is not None:
-            for name, average in self.ema.average.items():
+            for name, average in self.ema.values.items():
                 average.copy_(state.ema[name])
         optimizer: dict[str, Any] = dict(state.optimizer)
         self.optimizer.load_state_dict(optimizer)

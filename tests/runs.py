@@ -43,7 +43,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
     for section, change in changes.items():
         values[section] = values[section] | change if isinstance(change, dict) else change
-    values["data"] = {split: str(folder / name) for split, name in values["data"].items()}
+    values["data"] = {split: name and str(folder / name) for split, name in values["data"].items()}
     (folder / "train.txt").write_text("".join(f"train {i}\n" for i in range(7)))
     (folder / "test.txt").write_text("".join(f"test {i}\n" for i in range(5)))
     shutil.copy(Path(__file__).parent / "tiny.py", folder / "tiny.py")

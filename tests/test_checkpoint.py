@@ -11,7 +11,7 @@ from torch import nn
 from flowrl import atomic, checkpoint
 from flowrl.checkpoint import Damaged, State
 
-FILES = [checkpoint.MANIFEST, checkpoint.PARAMETERS, checkpoint.EMA, checkpoint.OPTIMIZER]
+FILES = [checkpoint.MANIFEST, checkpoint.PARAMETERS, checkpoint.EMA, checkpoint.MOMENTS, checkpoint.OPTIMIZER]
 
 
 def make_state(iteration: int = 10, with_ema: bool = True) -> State:

@@ -68,10 +68,10 @@ def _table(table: Table, report: Report, links: RunLinks) -> Html:
 
 
 def _heading(column: Column, textual: bool) -> Html:
-    unit = el("span", f" ({column.unit})", class_="unit") if column.unit else None
+    unit = el("span", " (", said(column.unit), ")", class_="unit") if column.unit else None
     better = column.better
     arrow = better and el("span", f" {ARROWS[better]}", title=f"{better} is better", class_="arrow")
-    label = el("span", said(column.title), unit, arrow)
+    label = el("span", said(column.title), unit, arrow, class_="label")
     return el("th", label, scope="col", data_better=better or "higher", class_="text" if textual else None)
 
 

@@ -120,7 +120,7 @@ def _entry(column: Column, row: Row, rank: Rank | None, marks: Mapping[str, str]
     note = marks[cell.note] if cell.note else None
     paper = None if cell.paper is None else number(cell.paper, column)
     if cell.value is None:
-        return Entry("failed" if row.failed else "none", paper=paper, note=note, runs=cell.runs)
+        return Entry("failed" if row.failed else "–", paper=paper, note=note, runs=cell.runs)
     if isinstance(cell.value, str):
         return Entry(cell.value, paper=paper, note=note, runs=cell.runs)
     ends = interval(cell.low, cell.high, column)

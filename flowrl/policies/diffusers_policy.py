@@ -170,7 +170,9 @@ class DiffusersPolicy(ABC):
         self.shape = config.shape_of(config.configs(self.folder))
         self.latent_shape: tuple[int, ...] = self.shape.latent_shape
         self.frozen_dtype = config.frozen_dtype(self.folder)
-        self.transformer = self._load_transformer(torch.float32 if config.lora is None else self.frozen_dtype)
+        self.weight_dtype = torch.float32 if config.lora is None else self.frozen_dtype
+        """Of the transformer as it is loaded; a weight at hand may be another's, as FSDP gathers them in bfloat16."""
+        self.transformer = self._load_transformer(self.weight_dtype)
         if config.lora is not None:
             add_lora(self.transformer, config.lora)
         self.speed = Speed(

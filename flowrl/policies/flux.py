@@ -70,7 +70,7 @@ class FluxPolicy(DiffusersPolicy):
 
     def inputs(self, x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Any]:
         """What the transformer is called with."""
-        dtype = self.transformer.proj_out.weight.dtype
+        dtype = self.weight_dtype
         image_ids, text_ids = self._ids
         guidance = None
         if self.shape.guidance_embeds:

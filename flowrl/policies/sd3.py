@@ -93,7 +93,7 @@ class SD3Policy(DiffusersPolicy):
 
         Under guidance one call of 2B rows, the unconditional ones first.
         """
-        dtype = self.transformer.proj_out.weight.dtype
+        dtype = self.weight_dtype
         text, pooled = cond.tensors["text"].to(x.device), cond.tensors["pooled"].to(x.device)
         states, times = x, 1000 * sigma.to(x.device)
         if self.evals_per_velocity == 2:

@@ -75,7 +75,7 @@ def test_only_few_know_accelerate() -> None:
     knowing = {
         m for m, path in MODULES.items() if "accelerate" in {n.split(".")[0] for n in imports(path, nested=True)}
     }
-    assert knowing <= {"flowrl.trainer", "flowrl.training", "flowrl.learner", "flowrl.tracking"}
+    assert knowing <= {"flowrl.parallel", "flowrl.trainer", "flowrl.learner", "flowrl.tracking"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if layer_of(m) <= 4])

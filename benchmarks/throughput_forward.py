@@ -1,0 +1,83 @@
+"""Milliseconds of a forward, and of a training forward and backward, by batch size: lines of throughput.py."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from phases import seconds_of
+from throughput_work import Line, Work, flops_of, peak_memory, reset_peak_memory
+
+from flowrl.recipe import Recipe
+from flowrl.trainer import Trainer
+from flowrl.types import Prompt
+
+
+def forwards(work: Work, name: str, overrides: Sequence[str], batches: Sequence[int], *, backward: bool) -> list[Line]:
+    """Milliseconds per sample of a forward, or of a training forward and backward, by batch size. A forward is the
+    continuation's where the recipe approximates it."""
+    recipe = work.load(*overrides)
+    trainer = work.trainer(recipe)
+    policy, device = trainer.policy, trainer.device
+    approximation = None if backward else getattr(trainer, "approximation", None)
+    if approximation is not None:
+        approximation.refresh()
+    lines = []
+    for batch in batches:
+        cond = policy.encode([Prompt("a photograph", 0)] * batch)
+        x = torch.randn(batch, *policy.latent_shape, device=device)
+        sigma = torch.linspace(1, 0.1, batch, device=device)
+
+        def run(x: torch.Tensor = x, sigma: torch.Tensor = sigma, cond: Any = cond) -> None:
+            if approximation is not None:
+                approximation.velocity(x, sigma, cond, keep=False)
+                return
+            with torch.set_grad_enabled(backward):
+                v = policy.velocity(x, sigma, cond)
+            if backward:
+                trainer.accelerator.backward(v.square().mean())
+                trainer.optimizer.zero_grad(set_to_none=True)
+
+        line: Line = {"name": name, "what": "train" if backward else "forward", "tune": work.tune, "batch": batch}
+        lines.append(line | {"overrides": list(overrides)} | _settings(trainer))
+        try:
+            lines[-1] |= _per_sample(run, work, recipe, batch, device, counted=3 if backward else 1)
+        except torch.cuda.OutOfMemoryError:
+            lines[-1]["failed"] = "memory"
+            trainer.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    return lines
+
+
+def _settings(trainer: Trainer) -> Line:
+    """What a rate depends on: compiled or not, exact or fp8, the share of blocks that are recomputed."""
+    model: Any = trainer.recipe.model
+    speed = getattr(trainer.policy, "speed", None)
+    return {
+        "compiled": speed is not None and speed.blocks.compiled,
+        "precision": getattr(trainer.recipe.continuation, "precision", "exact"),
+        "checkpointed": model.gradient_checkpointing,
+    }
+
+
+def _per_sample(run: Any, work: Work, recipe: Recipe, batch: int, device: torch.device, counted: int) -> Line:
+    first, found = _repeated(run, device)
+    seconds = statistics.median(found) / batch
+    return {
+        "ms_per_sample": 1000 * seconds,
+        "spread": (max(found) - min(found)) / statistics.median(found),
+        "peak_share": counted * flops_of(recipe).per_forward / seconds / 1e12 / work.peak,
+        "counted_forwards": counted,
+        "first_seconds": first,
+        "peak_memory_gb": peak_memory(device),
+    }
+
+
+def _repeated(run: Any, device: torch.device, count: int = 5) -> tuple[float, list[float]]:
+    """Seconds of the first call, which compiles, and of ``count`` after two more."""
+    first = seconds_of(run, device)
+    run()
+    reset_peak_memory(device)
+    return first, [seconds_of(run, device) for _ in range(count)]
