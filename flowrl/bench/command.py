@@ -71,6 +71,8 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
     with calibrate.working(request.folder):
         outcome = session.work()
     folder = request.output or default_output(request, study)
+    others = study.search_units(list(study.bench.tables.values()))  # what is known of them, for a table of settings
+    study.rates = choose_rates(study, others) | study.rates
     for spec in specs:
         study.pictures.clear()
         say(save(make_report(study, spec), folder, study.pictures))

@@ -17,10 +17,12 @@ Trials = Mapping[str, Sequence[tuple[float, Unit]]]
 def choose_rates(study: Study, trials: Trials) -> dict[str, float]:
     """Method -> the learning rate whose held-out score at the end, a mean over the search's seeds, is highest.
 
-    A rate counts only where all of its runs are finished; a method none of whose rates does is left out.
+    A rate counts only where all of its runs succeeded; a method of which a run is still to come is left out.
     """
     chosen = {}
     for method, found in trials.items():
+        if any(study.store.record(unit.key) is None for _, unit in found):
+            continue
         means = {rate: score for rate, score in mean_scores(study, found).items() if score is not None}
         if means:
             chosen[method] = max(means, key=lambda rate: means[rate])
