@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from flowrl import atomic
 from flowrl.bench.units import Store, Unit
@@ -101,9 +101,9 @@ class Worker:
 
     def _guarded(self, unit: Unit) -> Ended:
         try:
-            finished = WORK[unit.kind](unit, self.store.path(unit.key))
-            self.stopping = self.stopping or not finished
-            return "done" if finished else "stopped"
+            result = WORK[unit.kind](unit, self.store.path(unit.key))
+            self.stopping = self.stopping or result.signalled or not result.finished
+            return "done" if result.finished else "stopped"
         except Stopped:
             return "stopped"
         except (UserError, RunFailed) as error:
@@ -120,10 +120,17 @@ class Worker:
         raise Stopped
 
 
-# ---- the kinds of work: whether it was finished
+# ---- the kinds of work
 
 
-def _train(unit: Unit, output: Path) -> bool:
+class Result(NamedTuple):
+    """``signalled``: it has answered a signal to end itself, and nothing is to follow it."""
+
+    finished: bool
+    signalled: bool = False
+
+
+def _train(unit: Unit, output: Path) -> Result:
     from flowrl.output import RECIPE
     from flowrl.run import train
 
@@ -145,24 +152,24 @@ def _train(unit: Unit, output: Path) -> bool:
         for name in ("checkpoints", "evaluation/before.pt", "evaluation/after.pt"):  # nothing goes on from here
             path = output / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return summary.finished
+    return Result(summary.finished, summary.signal is not None)
 
 
-def _evaluate(unit: Unit, output: Path) -> bool:
+def _evaluate(unit: Unit, output: Path) -> Result:
     from flowrl.evaluation.harness import Request, prepare, run
 
     given = {key: value for key, value in unit.arguments.items() if key != "of"}
     output.parent.mkdir(parents=True, exist_ok=True)
     run(prepare(Request(output=output, model_or_run=unit.arguments["of"], **given)))
-    return True
+    return Result(True)
 
 
-def _measure(unit: Unit, output: Path) -> bool:
+def _measure(unit: Unit, output: Path) -> Result:
     module, _, name = unit.arguments["function"].partition(":")
     function = getattr(importlib.import_module(module), name)
     output.mkdir(parents=True, exist_ok=True)
     atomic.write_json(output / "measured.json", function(_recipe(unit), **unit.arguments["options"]))
-    return True
+    return Result(True)
 
 
 def _recipe(unit: Unit) -> Recipe:
@@ -173,7 +180,7 @@ def _recipe(unit: Unit) -> Recipe:
     return load_recipe(given["recipe"], model=given["model"], rewards=given["rewards"], overrides=overrides)
 
 
-WORK: dict[str, Callable[[Unit, Path], bool]] = {"train": _train, "eval": _evaluate, "measure": _measure}
+WORK: dict[str, Callable[[Unit, Path], Result]] = {"train": _train, "eval": _evaluate, "measure": _measure}
 
 
 # ---- the process
