@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from math import isfinite
@@ -150,20 +150,32 @@ def failure(study: Study, spec: TableSpec, method: str, rewards: str) -> str | N
 
 def order_claims(study: Study, spec: TableSpec, which: Evaluated, rewards: str, key: str) -> dict[str, list[Claim]]:
     """Method -> for every metric the paper's order of it and the reference method, beside our paired difference."""
-    reported = paper_rows(spec, key)
-    reference = spec.reference
-    if reference is None:
-        return {}
-    theirs = study.bench.methods[reference].paper or ""
+
+    def ours(method: str, metric: str) -> Interval | None:
+        return pair(study, spec, which, spec.reference or method, method, rewards, metric)
+
+    return orders(study, spec, paper_rows(spec, key), metrics_of(study), rewards_title(rewards), ours)
+
+
+def orders(
+    study: Study,
+    spec: TableSpec,
+    reported: Mapping[str, Mapping[str, float]],
+    metrics: Iterable[str],
+    where: str,
+    ours: Callable[[str, str], Interval | None],
+) -> dict[str, list[Claim]]:
+    """The same of any scores: ``reported`` are the paper's rows, ``ours(method, metric)`` is reference - method."""
+    reference = spec.reference or ""
+    theirs = "" if not reference else study.bench.methods[reference].paper or ""
+    rivals = {method: study.bench.methods[method].paper or "" for method in spec.methods}
     claims: dict[str, list[Claim]] = {}
-    for method in spec.methods:
-        other = study.bench.methods[method].paper
-        if other is None or other == theirs or other not in reported or theirs not in reported:
+    for method, other in rivals.items():
+        if other == theirs or other not in reported or theirs not in reported:
             continue
-        for metric in (name for name in metrics_of(study) if name in reported[other]):
-            ours = pair(study, spec, which, reference, method, rewards, metric)
+        for metric in (name for name in metrics if name in reported[other]):
             a, b = reported[theirs][metric], reported[other][metric]
-            found = claim(study, spec, metric, (reference, a), (method, b), ours, rewards_title(rewards))
+            found = claim(study, spec, metric, (reference, a), (method, b), ours(method, metric), where)
             claims.setdefault(method, []).append(found)
     return claims
 

@@ -86,7 +86,7 @@ def _methods(study: Study, spec: TableSpec, model: str, recipes: dict[str, Recip
     columns = [
         Column(key="loop", title="forwards, published loop", better="lower", digits=0),
         Column(key="tree", title="forwards, tree", better="lower", digits=1),
-        Column(key="saved", title="saved by the tree", better="higher", digits=3, percent=True),
+        Column(key="saved", title="saved by the tree", better="higher", digits=1, percent=True),
         Column(key="training", title="training forwards", better="lower", digits=2),
     ]
     if rates is not None:
@@ -187,8 +187,8 @@ def _countings(recipe: Recipe) -> Table:
         columns=(
             Column(key="sample", title="a sample", better="lower", digits=0),
             Column(key="prompt", title="a prompt of G samples", better="lower", digits=0),
-            Column(key="share", title="share of MGAI", better="lower", digits=3, percent=True),
-            Column(key="more", title="more than without MGAI", better="lower", digits=3, percent=True),
+            Column(key="share", title="share of MGAI", better="lower", digits=1, percent=True),
+            Column(key="more", title="more than without MGAI", better="lower", digits=1, percent=True),
         ),
         rows=tuple(rows),
         caption=(

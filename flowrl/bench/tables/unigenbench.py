@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.bench.report import Cell, Claim, Column, Report, Row, Text
+from flowrl.bench.report import Cell, Column, Report, Row, Text
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Evaluation, Study
 from flowrl.bench.tables.common import (
     cell,
-    claim,
     failure,
     order_cell,
     order_column,
+    orders,
     paper_rows,
     rewards_title,
     simple_table,
@@ -36,17 +36,24 @@ def report(study: Study, spec: TableSpec) -> Report:
     reported = paper_rows(spec, rewards)
     found = {method: study.evaluations(spec, "benchmark", method, rewards) for method in spec.methods}
     summaries = {method: {e.seed: _summary(e) for e in evaluations} for method, evaluations in found.items()}
-    orders = _claims(study, spec, summaries)
+    found_orders = orders(
+        study,
+        spec,
+        reported,
+        NAMES,
+        "UniGenBench++",
+        lambda method, name: _difference(summaries[spec.reference or method], summaries[method], name),
+    )
     rows = []
     for method, evaluations in found.items():
         theirs = reported.get(study.bench.methods[method].paper or "", {})
         keys = tuple(evaluation.key for evaluation in evaluations)
         cells = {name: _cell(summaries[method], name, keys, theirs.get(name)) for name in NAMES}
-        cells |= {"order": order_cell(orders[method])} if method in orders else {}
+        cells |= {"order": order_cell(found_orders[method])} if method in found_orders else {}
         rows.append(Row(title=study.title(method), cells=cells, failed=failure(study, spec, method, rewards)))
-    columns = [Column(key=name, title=title, better="higher", digits=4, percent=True) for name, title in NAMES.items()]
+    columns = [Column(key=name, title=title, better="higher", digits=2, percent=True) for name, title in NAMES.items()]
     columns.append(order_column(study, spec))
-    claims = tuple(claim for of_method in orders.values() for claim in of_method)
+    claims = tuple(claim for of_method in found_orders.values() for claim in of_method)
     text = (
         f"Share of testpoints granted, trained on {rewards_title(rewards)}, {study.scale.benchmark_prompts or 'all'} "
         f"prompts with {study.scale.benchmark_images} images each, {len(study.seeds(spec))} seeds. Overall is the mean "
@@ -85,24 +92,6 @@ def _cell(summaries: Summaries, name: str, keys: tuple[str, ...], reported: floa
     ends = summary["overall_interval"] if name == "Overall" else summary["dimensions"][name]["interval"]
     low, high = ends if ends is not None else (-np.inf, np.inf)
     return cell(Interval(float(numbers[0]), low, high), runs=keys, reported=theirs)
-
-
-def _claims(study: Study, spec: TableSpec, summaries: Mapping[str, Summaries]) -> dict[str, list[Claim]]:
-    rewards, reference = spec.rewards[0], spec.reference or ""
-    reported = paper_rows(spec, rewards)
-    theirs = study.bench.methods[reference].paper or ""
-    found: dict[str, list[Claim]] = {}
-    for method in spec.methods:
-        other = study.bench.methods[method].paper
-        if other is None or other == theirs or other not in reported or theirs not in reported:
-            continue
-        for name in NAMES:
-            a, b = reported[theirs][name], reported[other][name]
-            ours = _difference(summaries[reference], summaries[method], name)
-            where = "UniGenBench++"
-            one = claim(study, spec, name, (reference, a), (method, b), ours, where)
-            found.setdefault(method, []).append(one)
-    return found
 
 
 def _difference(one: Summaries, two: Summaries, name: str) -> Interval | None:
