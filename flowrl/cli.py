@@ -160,10 +160,12 @@ def train(
     if processes > 1 and not is_rank():
         check_output(folder, resume)
         raise typer.Exit(run(sys.argv[1:], processes))
+    from flowrl.parallel import leave
     from flowrl.run import train as train_by
     from flowrl.summary import describe
 
     summary = train_by(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
+    leave()
     if is_first_rank():
         typer.echo("\n".join(describe(summary)))
     if summary.signal is not None and summary.resume is not None:

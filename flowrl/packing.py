@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flowrl.engine import execute
+from flowrl.engine import Rollout, execute
 from flowrl.kernels.flow_sde import FlowSde
 from flowrl.noise import Noise
 from flowrl.plan import Plan
@@ -20,7 +20,17 @@ from flowrl.types import Cond
 def batch_sizes(plan: Plan, num_prompts: int, max_batch: int) -> list[int]:
     """Rows of each velocity call of one rollout of ``num_prompts`` prompts by the engine, in its order."""
     policy = _Nothing()
-    execute(
+    _roll_out(policy, plan, num_prompts, max_batch)
+    return policy.calls
+
+
+def peak_residuals(plan: Plan, num_prompts: int, max_batch: int) -> int:
+    """Most residuals that such a rollout holds at once, each of the size that its model's approximation says."""
+    return _roll_out(_Nothing(), plan, num_prompts, max_batch).peak_residuals
+
+
+def _roll_out(policy: _Nothing, plan: Plan, num_prompts: int, max_batch: int) -> Rollout:
+    return execute(
         plan,
         cast(Policy, policy),
         Cond(),
@@ -30,8 +40,8 @@ def batch_sizes(plan: Plan, num_prompts: int, max_batch: int) -> list[int]:
         on_leaves=lambda x, rows: None,
         device=torch.device("cpu"),
         max_batch=max_batch,
+        approximation=_Cheaper(policy) if plan.approximate else None,
     )
-    return policy.calls
 
 
 def num_padded(calls: Sequence[int], sizes: Sequence[int]) -> int:
@@ -60,3 +70,19 @@ class _Nothing:
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         self.calls.append(len(x))
         return torch.zeros_like(x)
+
+
+class _Cheaper:
+    """Its approximation, noted as the same kind of call."""
+
+    def __init__(self, policy: _Nothing) -> None:
+        self.policy = policy
+
+    def refresh(self) -> None:
+        pass
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+        return self.policy.velocity(x, sigma, cond), x if keep else None
+
+    def velocity_by(self, x: Tensor, sigma: Tensor, cond: Cond, residual: Tensor) -> Tensor:
+        return self.policy.velocity(x, sigma, cond)

@@ -6,7 +6,6 @@ costs its rows, filled up to ``rollout.max_batch`` where blocks are compiled.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from flowrl.plan import Plan
 from flowrl.policies.diffusers_policy import DiffusersConfig
 from flowrl.policies.shape import PipelineShape
 from flowrl.rates import Gpu, Rates, gpu, table
+from flowrl.ready import ReadyQueue
 from flowrl.recipe import Recipe
 from flowrl.updates import decisions_of
 
@@ -87,15 +87,16 @@ class Batch(NamedTuple):
 
 def batches(plan: Plan, prompts: int, max_batch: int) -> Iterator[Batch]:
     """The forwards of a rollout of so many prompts, as the engine packs them: the highest ready nodes first."""
-    ready = [(-plan.height[node], p, node) for p in range(prompts) for node in plan.roots if plan.children[node]]
-    heapq.heapify(ready)
+    ready = ReadyQueue()
+    for site in ((p, node) for p in range(prompts) for node in plan.roots if plan.children[node]):
+        ready.push(site, kind=plan.kind[site[1]], height=plan.height[site[1]])
     while ready:
-        batch = [heapq.heappop(ready)[1:] for _ in range(min(max_batch, len(ready)))]
-        yield Batch("exact", len(batch))
+        batch = ready.pop(max_batch)
+        yield Batch(plan.kind[batch[0][1]], len(batch))
         for p, node in batch:
             for child in plan.children[node]:
                 if plan.children[child]:
-                    heapq.heappush(ready, (-plan.height[child], p, child))
+                    ready.push((p, child), kind=plan.kind[child], height=plan.height[child])
 
 
 class Work:
@@ -143,12 +144,11 @@ class Work:
         if not rows:
             return 0.0
         continuation = self.recipe.continuation
-        fp8 = kind != "exact" and getattr(continuation, "precision", "exact") == "fp8"
+        fp8 = kind != "exact" and continuation.precision == "fp8"
         ms = rows * self.flops * self.rates.forward(compiled=self.compiled, fp8=fp8)
-        if kind != "cached":
+        if kind != "cached" or continuation.cache is None:
             return ms
-        first, last = continuation.cache.blocks  # type: ignore[attr-defined]
-        return ms * (1 - (last - first) + self.rates.guess("cached_overhead"))
+        return ms * (1 - continuation.cache.share + self.rates.guess("cached_overhead"))
 
     def _padded(self, rows: int) -> int:
         """Compiled blocks know two batch sizes, 1 and the largest."""
