@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.monitors import Hacking, reward_hacking
+from flowrl.monitors import first_end
 from flowrl.output import RECIPE
 from flowrl.pictures import curves
 from flowrl.tracking import read_rows
@@ -31,16 +31,6 @@ def run(folder: Path, recipe: str, rewards: str, iterations: int, every: int, ov
     command += ["--output", str(folder), *(["--resume"] if (folder / RECIPE).is_file() else [])]
     settings = [f"run.iterations={iterations}", f"evaluation.every={every}", "evaluation.stop=null"]
     return subprocess.run([*command, *settings, *overrides]).returncode
-
-
-def first_end(rows: Sequence[Mapping[str, Any]], **rule: Any) -> Hacking | None:
-    """What ``evaluation.stop`` would have ended the run for: the first of its evaluations at which the rule holds."""
-    evaluations = sorted({row["iteration"] for row in rows if f"test/{rule['monitor']}" in row})
-    for iteration in evaluations:
-        found = reward_hacking([row for row in rows if row["iteration"] <= iteration], **rule)
-        if found is not None:
-            return found
-    return None
 
 
 def plot(folder: Path, picture: Path, **rule: Any) -> None:

@@ -104,5 +104,15 @@ def reward_hacking(
     return Hacking(monitor, at[b], values[at[b]], at[-1], values[at[-1]], fmean(before), fmean(after))
 
 
+def first_end(rows: Sequence[Mapping[str, Any]], **rule: Any) -> Hacking | None:
+    """What ``evaluation.stop`` would have ended the run for: the first of its evaluations at which the rule holds."""
+    evaluations = sorted({row["iteration"] for row in rows if f"test/{rule['monitor']}" in row})
+    for iteration in evaluations:
+        found = reward_hacking([row for row in rows if row["iteration"] <= iteration], **rule)
+        if found is not None:
+            return found
+    return None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from flowrl.monitors import RECORD, WEIGHTS_BEST, Best, keep_if_best, read_best, reward_hacking
+from flowrl.monitors import RECORD, WEIGHTS_BEST, Best, first_end, keep_if_best, read_best, reward_hacking
 
 RULE = {"monitor": "m", "reward": None, "patience": 2, "min_drop": 0.0}
 
@@ -74,6 +74,13 @@ def test_a_monitor_that_falls_from_the_start_and_one_reward_of_several():
     assert reward_hacking(named, **RULE) is None
     assert reward_hacking(named, **RULE | {"reward": "a"}) == found
     assert reward_hacking(rows_of([0.7, 0.6], RISING[:2]), **RULE | {"patience": 1}) is None, "nothing to compare with"
+
+
+def test_where_a_run_would_have_ended_is_the_first_evaluation_at_which_the_rule_holds():
+    rows = rows_of([0.5, 0.7, 0.6, 0.4, 0.3], RISING)
+    assert [first_end(rows, **RULE | {"patience": n}).iteration for n in (1, 2, 3)] == [4, 6, 8]
+    assert first_end(rows, **RULE | {"patience": 4}) is None
+    assert first_end(rows, **RULE).lowest == 0.4
 
 
 def test_what_is_kept_is_the_earliest_of_the_best(tmp_path):

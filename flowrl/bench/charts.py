@@ -108,7 +108,9 @@ def _axis(values: Sequence[float], start: float, end: float, *, flip: bool = Fal
         factors = (1,) if high - low > 2 else (1, 2, 5)
         found = [factor * 10.0**power for power in whole for factor in factors]
     else:
-        found = [float(tick) for tick in MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+        counted = all(float(value).is_integer() for value in values)  # steps and iterations have no halves
+        locator = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=counted)
+        found = [float(tick) for tick in locator.tick_values(low, high)]
 
     def pixel(value: float) -> float:
         share = (scale(value) - low) / (high - low)

@@ -94,7 +94,8 @@ def _panel(axes: Axes, panel: Panel, looks: dict[str, Style], characters: int) -
     elif panel.log_x:
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        counted = all(x.is_integer() for line in panel.lines for x in line.x)  # steps and iterations have no halves
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=counted))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
     title = "\n".join(textwrap.wrap(one_line(panel.title), characters))
     axes.set_title(title, fontsize=POINTS + 1, color=INK, loc="left", fontweight="bold", parse_math=False)
