@@ -16,7 +16,7 @@ from flowrl.bench.spec import Bench, Scale, TableSpec
 from flowrl.bench.units import Store, Unit, UnitRecord, make_key
 from flowrl.bench.workload import measured_forwards, of_evaluation, of_training
 from flowrl.numerics import NUMERICS
-from flowrl.recipe import Recipe, load_model, load_recipe
+from flowrl.recipe import ModelFragment, Recipe, load_model, load_recipe
 
 FIRST_SEARCH_SEED = 1000
 """Seeds of the search for learning rates are from here on: no table has them."""
@@ -81,6 +81,7 @@ class Study:
     rates: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     _recipes: dict[Any, Recipe] = field(default_factory=dict)
+    _units: dict[Any, Unit] = field(default_factory=dict)
 
     @cached_property
     def scale(self) -> Scale:
@@ -95,8 +96,12 @@ class Study:
         return tuple(find_metrics(ALL, self.fragment.evaluation.metrics).metrics)
 
     @cached_property
-    def fragment(self) -> Any:
+    def fragment(self) -> ModelFragment:
         return load_model(self.model)
+
+    @cached_property
+    def _weights(self) -> str:
+        return model_weights(self.fragment.model)
 
     def seeds(self, spec: TableSpec | None = None) -> range:
         limit = self.scale.seeds if spec is None or spec.seeds is None else min(spec.seeds, self.scale.seeds)
@@ -225,7 +230,7 @@ class Study:
             for factor in search.factors:
                 rate = float(f"{base * factor:.3g}")
                 trial = Study(
-                    self.bench, self.model, self.budget, self.store, rates={method: rate}, _recipes=self._recipes
+                    self.bench, self.model, self.budget, self.store, rates={method: rate}, **self._worked_out()
                 )
                 for seed in range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + search.seeds):
                     unit = trial.train_unit(method, search.rewards, seed, search.iterations, f"lr {rate:g}")
@@ -235,13 +240,24 @@ class Study:
     def _at_models_rates(self) -> Study:
         """The same study before any search."""
         return Study(
-            self.bench, self.model, self.budget, self.store, self.num_seeds, self.command, _recipes=self._recipes
+            self.bench, self.model, self.budget, self.store, self.num_seeds, self.command, **self._worked_out()
         )
+
+    def _worked_out(self) -> dict[str, Any]:
+        return {"_recipes": self._recipes, "_units": self._units}
 
     def is_trained(self, method: str) -> bool:
         return self.bench.methods[self.bench.resolve(method)].recipe is not None
 
     def train_unit(self, method: str, rewards: str, seed: int, iterations: int, remark: str = "") -> Unit:
+        """``flowrl train`` of a method; worked out once, as its plans are compiled to count what it takes."""
+        rate = self.rates.get(self.rate_method(method))
+        known = self.bench.resolve(method), rewards, seed, iterations, remark, rate, NUMERICS
+        if known not in self._units:
+            self._units[known] = self._train_unit(method, rewards, seed, iterations, remark)
+        return self._units[known]
+
+    def _train_unit(self, method: str, rewards: str, seed: int, iterations: int, remark: str) -> Unit:
         arguments = self.arguments(method, rewards, seed, iterations)
         recipe = self._load(arguments["recipe"], rewards, tuple(arguments["overrides"]))
         resolved = recipe.resolved()
@@ -274,7 +290,7 @@ class Study:
             "seed": seed,
             "images_per_prompt": scale.benchmark_images if is_benchmark else 1,
         }
-        weights = "" if trained is not None else model_weights(self.fragment.model)
+        weights = "" if trained is not None else self._weights
         key = make_key("eval", trained and trained.key, self.model, weights, given, NUMERICS)
         of = self.model if trained is None else str(self.store.path(trained.key))
         command = ["flowrl", "eval", of, "--output", str(self.store.path(key)), "--metrics", given["metrics"]]

@@ -14,6 +14,7 @@ from bench.benches import METHODS, arguments, start, study_of, write_bench
 from runs import rows_of
 from typer.testing import CliRunner
 
+from flowrl.bench import calibrate
 from flowrl.bench.archive import export, take_in
 from flowrl.bench.files import load_report as load
 from flowrl.bench.pool import Pool, Resources
@@ -198,6 +199,20 @@ def test_the_command_shows_its_plan_without_doing_anything(tmp_path: Path) -> No
     assert all(f"{unit.key}  to do" in result.output for unit in units)
     assert "4 in all, 0 done" in result.output
     assert not (tmp_path / "runs" / "runs").exists()
+
+
+def test_rates_are_measured_alone(tmp_path: Path) -> None:
+    bench = write_bench(tmp_path)
+    options = {"--model": tmp_path / "models" / "toy.yaml", "--specs": bench, "--folder": tmp_path / "runs"}
+    command = ["bench", "calibrate", "--budget", "smoke", *(str(word) for pair in options.items() for word in pair)]
+    with calibrate.working(tmp_path / "runs"):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        assert "on a device that does nothing else" in result.output
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "training forwards/s" in result.output
+    assert "about" in CliRunner().invoke(app, arguments(bench, "--dry-run")).output  # the estimate
 
 
 def test_without_the_weights_plan_and_cost_are_shown_and_what_is_missing_is_named(tmp_path: Path) -> None:
