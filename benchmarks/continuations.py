@@ -52,16 +52,13 @@ from flowrl.tracking import read_rows
 
 CHEAPER = (
     "{precision: fp8}",
-    "{cache: {every: 2, blocks: [0.0, 1.0]}}",
-    "{cache: {every: 2, blocks: [0.125, 1.0]}}",
-    "{cache: {every: 2, blocks: [0.25, 1.0]}}",
-    "{cache: {every: 2, blocks: [0.5, 1.0]}}",
-    "{cache: {every: 2, blocks: [0.0, 0.75]}}",
-    "{cache: {every: 2, blocks: [0.125, 0.875]}}",
-    "{cache: {every: 2, blocks: [0.25, 0.75]}}",
-    "{cache: {every: 3, blocks: [0.25, 0.75]}}",
-    "{cache: {every: 3, blocks: [0.5, 1.0]}}",
-    "{precision: fp8, cache: {every: 2, blocks: [0.25, 0.75]}}",
+    "{cache: {every: 2, blocks: [0.0, 1.0], order: 0}}",
+    "{cache: {every: 2, blocks: [0.0, 1.0], order: 1}}",
+    "{cache: {every: 2, blocks: [0.25, 0.75], order: 0}}",
+    "{cache: {every: 2, blocks: [0.25, 0.75], order: 1}}",
+    "{cache: {every: 2, blocks: [0.5, 1.0], order: 0}}",
+    "{cache: {every: 3, blocks: [0.0, 1.0], order: 1}}",
+    "{precision: fp8, cache: {every: 2, blocks: [0.0, 1.0], order: 1}}",
 )
 REFERENCES = (1, 2, 3)
 Array = np.ndarray

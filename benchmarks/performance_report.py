@@ -19,6 +19,7 @@ Columns = dict[str, Callable[[Line], object]]
 """Head -> what a line has in that column."""
 PHASES = {
     "encode": "#999999",
+    "gathering": "#8e44ad",
     "prefix": "#1b4f72",
     "rollout": "#2e86c1",
     "branches": "#2e86c1",
@@ -125,8 +126,13 @@ def in_words(line: Line) -> str:
     phases = ", ".join(f"{name} {line['phases'][name]:.3g}" for name in PHASES if name in line["phases"])
     predicted = line.get("predicted")
     if predicted:
-        words.append(f"predicted {predicted['seconds']:.4g} s")
+        words.append(f"predicted {predicted['seconds']:.4g} s ({_off_by(line)})")
     return "; ".join(words) + f"\n    {phases}"
+
+
+def _off_by(line: Line) -> str:
+    """How far the prediction is from what was measured."""
+    return f"{100 * (line['predicted']['seconds'] / line['seconds'] - 1):+.1f} %"
 
 
 def _percent(value: float | None) -> str:
@@ -271,16 +277,18 @@ def _per_sample(lines: Sequence[Line]) -> str:
 
 
 def _scaling(lines: Sequence[Line]) -> str:
-    """Weak scaling: a prompt for each process, so that perfect scaling keeps the seconds."""
+    """Weak scaling: a prompt for each process, so that perfect scaling keeps the seconds of the fewest processes."""
     ours = [line for line in lines if line["way"] == "ours"]
     if all(line["world"] == 1 for line in ours):
         return ""
     keys = ("recipe", "tune", "name")
-    alone = {tuple(line[key] for key in keys): line["seconds"] for line in ours if line["world"] == 1}
+    fewest: dict[tuple[str, ...], Line] = {}
+    for line in sorted(ours, key=lambda line: -line["world"]):
+        fewest[tuple(line[key] for key in keys)] = line
 
     def share(line: Line) -> str:
-        first = alone.get(tuple(line[key] for key in keys))
-        return "-" if first is None else _percent(first / line["seconds"])
+        first = fewest[tuple(line[key] for key in keys)]
+        return f"{_percent(first['seconds'] / line['seconds'])} of {first['world']}"
 
     columns: Columns = {
         "recipe": lambda line: line["recipe"],
@@ -289,7 +297,7 @@ def _scaling(lines: Sequence[Line]) -> str:
         "processes": lambda line: line["world"],
         "seconds": lambda line: f"{line['seconds']:.2f}",
         "by rank": lambda line: ", ".join(f"{seconds:.2f}" for seconds in line.get("seconds_by_rank", [])) or "-",
-        "of perfect": share,
+        "of perfect, from the fewest processes": share,
         "run": lambda line: line["run"],
     }
     return _table(columns, sorted(ours, key=lambda line: (*(line[key] for key in keys), line["world"])))
@@ -302,7 +310,7 @@ def _predicted(lines: Sequence[Line]) -> str:
         "what": lambda line: line["name"],
         "predicted, s": lambda line: f"{line['predicted']['seconds']:.2f}",
         "measured, s": lambda line: f"{line['seconds']:.2f}",
-        "off by": lambda line: _percent(line["predicted"]["seconds"] / line["seconds"] - 1),
+        "off by": _off_by,
         "predicted, GB": lambda line: _number(line["predicted"]["memory_gb"], 3),
         "measured, GB": lambda line: _number(line["peak_memory_gb"], 3),
         "run": lambda line: line["run"],

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,10 @@ def _iterations(work: Work, options: argparse.Namespace, add: Any, began: float)
         if time.monotonic() - began > 60 * options.minutes:
             say(f"{name}: not begun, {options.minutes:g} minutes are over")
             return []
-        try:
-            found = [run()]
-        except torch.cuda.OutOfMemoryError:
-            add({"what": "iteration", "name": name, "failed": "memory"})
-            return []
-        add(found[0].line)
+        found = []
+        with suppress(torch.cuda.OutOfMemoryError):
+            found.append(run())
+        add(found[0].line if found else {"what": "iteration", "name": name, "failed": "memory"})
         return found
 
     for name, overrides in _variants(options.variant):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from phases import seconds_of
 from throughput_work import Line, Work, flops_of, peak_memory, reset_peak_memory
 
+from flowrl.policies.flux import FluxPolicy
 from flowrl.recipe import Recipe
 from flowrl.trainer import Trainer
 from flowrl.types import Prompt
@@ -21,7 +22,9 @@ def forwards(work: Work, name: str, overrides: Sequence[str], batches: Sequence[
     recipe = work.load(*overrides)
     trainer = work.trainer(recipe)
     policy, device = trainer.policy, trainer.device
-    approximation = None if backward else getattr(trainer, "approximation", None)
+    padding = cast(FluxPolicy, policy).speed.padding
+    padding.rollout = padding.training = ()  # each batch as it is
+    approximation = None if backward else trainer.approximation
     if approximation is not None:
         approximation.refresh()
     lines = []
@@ -53,12 +56,12 @@ def forwards(work: Work, name: str, overrides: Sequence[str], batches: Sequence[
 
 def _settings(trainer: Trainer) -> Line:
     """What a rate depends on: compiled or not, exact or fp8, the share of blocks that are recomputed."""
-    model: Any = trainer.recipe.model
-    speed = getattr(trainer.policy, "speed", None)
+    blocks = cast(FluxPolicy, trainer.policy).speed.blocks
+    share = sum(call.checkpointed for call in blocks.calls) / len(blocks.calls)
     return {
-        "compiled": speed is not None and speed.blocks.compiled,
-        "precision": getattr(trainer.recipe.continuation, "precision", "exact"),
-        "checkpointed": model.gradient_checkpointing,
+        "compiled": blocks.compiled,
+        "precision": trainer.recipe.continuation.precision,
+        "checkpointed": bool(share) if share in (0.0, 1.0) else share,
     }
 
 

@@ -19,7 +19,6 @@ from throughput_work import Line, Work, device_name, flops_of, peak_memory, pred
 from flowrl.background import Background
 from flowrl.credit import Rewards
 from flowrl.plan import NoiseKey, Plan
-from flowrl.policies.flux import Flux
 from flowrl.recipe import Recipe
 from flowrl.trainer import Trainer
 
@@ -91,7 +90,8 @@ def _warm_up(trainer: Trainer) -> tuple[float, float]:
     weights as they are; seconds, and those of them that torch's compiler says it took."""
     recipe, before = trainer.recipe, _compile_seconds()
     if hasattr(recipe.continuation, "strides"):
-        short = recipe.continuation.model_copy(update={"strides": (recipe.grid.num_steps,)})
+        steps = 1 if recipe.continuation.cache is None else 4  # some of which reuse blocks
+        short = recipe.continuation.model_copy(update={"strides": (max(1, recipe.grid.num_steps // steps),)})
         trainer.recipe = recipe.model_copy(update={"continuation": short})
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
     for group in trainer.optimizer.param_groups:
@@ -120,12 +120,19 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
 
         return call
 
+    @contextmanager
+    def gathered() -> Iterator[None]:
+        with ExitStack() as stack:
+            with clock.phase("gathering"):
+                stack.enter_context(gather_weights())
+            yield
+
     def keep(scoring: Any) -> Any:
         rewards, parts = gather(scoring)
         kept.append((trainer.recipe.plan(trainer.iteration), rewards))
         return rewards, parts
 
-    policy, gather, learner = trainer.policy, trainer._gather, trainer.learner
+    policy, gather, learner, gather_weights = trainer.policy, trainer._gather, trainer.learner, trainer.layout.gathered
     velocity = clock.timed(lambda: "train" if torch.is_grad_enabled() else "rollout", policy.velocity)
     replaced: list[tuple[Any, str, Any]] = [
         (policy, "velocity", velocity),
@@ -134,16 +141,16 @@ def _observed(trainer: Trainer, clock: Clock, kept: list[tuple[Plan, Rewards]]) 
         (trainer, "learner", dataclasses.replace(learner, backward=clock.timed("train", learner.backward))),
         (trainer, "_step", clock.timed("optimiser", trainer._step)),
         (trainer, "_gather", keep),
+        (trainer.layout, "gathered", gathered),
         (Background, "wait_for_room", clock.timed("waiting", Background.wait_for_room)),
         (Background, "finish", clock.timed("waiting", Background.finish)),
     ]
     for name, scorer in trainer.scorers.items():
         replaced.append((scorer, "score", clock.timed(f"score {name}", scorer.score)))
-    approximation = getattr(trainer, "approximation", None)
-    if approximation is not None:
+    if trainer.approximation is not None:
         for method in ("velocity", "velocity_by"):
-            timed = clock.timed("continuations", counted(getattr(approximation, method)))
-            replaced.append((approximation, method, timed))
+            timed = clock.timed("continuations", counted(getattr(trainer.approximation, method)))
+            replaced.append((trainer.approximation, method, timed))
     with ExitStack() as stack:
         for owner, name, replacement in replaced:
             stack.enter_context(patch.object(owner, name, replacement))
@@ -170,7 +177,7 @@ def _by_noise(plan: Plan, rewards: Rewards) -> Rewarded:
 def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: Sequence[str]) -> Measured:
     """One sample at a time, eager; of ``parts`` alone, scaled to the whole by what is counted."""
     own = [f"model.dtype={EAGER[weights]}", f"run.precision={'fp32' if weights == 'fp32' else 'bf16'}"]
-    own += [f"model.{key}={value}" for key, value in PLAIN.items() if key in Flux.model_fields]
+    own += [f"model.{key}={value}" for key, value in PLAIN.items()]
     own += ["rollout.max_batch=1", "run.microbatch=1", *overrides]
     recipe = work.load(*own)
     trainer = work.trainer(recipe)

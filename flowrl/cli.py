@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from flowrl.commands import evaluate
+from flowrl.commands.bench import bench_app
 from flowrl.commands.judge import judge_app
 from flowrl.commands.report import report
 from flowrl.commands.scorers import scorers_app
@@ -47,6 +48,7 @@ world_app = typer.Typer(help="Embedded worlds: build one from a seed, or look at
 app.add_typer(world_app, name="world")
 app.command("eval")(evaluate.evaluate)
 app.command()(evaluate.compare)
+app.add_typer(bench_app, name="bench")
 app.add_typer(judge_app, name="judge")
 app.command()(unigenbench)
 app.command()(report)
@@ -158,10 +160,12 @@ def train(
     if processes > 1 and not is_rank():
         check_output(folder, resume)
         raise typer.Exit(run(sys.argv[1:], processes))
+    from flowrl.parallel import leave
     from flowrl.run import train as train_by
     from flowrl.summary import describe
 
     summary = train_by(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
+    leave()
     if is_first_rank():
         typer.echo("\n".join(describe(summary)))
     if summary.signal is not None and summary.resume is not None:

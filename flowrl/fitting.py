@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowrl.engine import Rollout
-from flowrl.policies.memory import BlockBytes, TrainingPlan, free_bytes, plan_training
+from flowrl.policies.embeddings import readable
+from flowrl.policies.memory import BlockBytes, TrainingPlan, free_bytes, plan_training, share_of
 from flowrl.types import Cond
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def fit_training(trainer: Trainer, rollout: Rollout, cond: Cond, num_rows: int) 
             num_rows=num_rows,
             microbatch=microbatch,
             checkpointed=None if is_chosen else sum(call.checkpointed for call in speed.blocks.calls),
-            passes=policy.config.training_passes - (1 if is_chosen else 0),
+            passes=policy.config.training_passes - share_of(policy.config.gradient_checkpointing),
         )
         speed.blocks.checkpoint(found.checkpointed)
         trainer.say(describe(found, len(blocks), budget))
@@ -59,11 +60,11 @@ def describe(found: TrainingPlan, num_blocks: int, budget: int) -> str:
     """One line.
 
     >>> describe(TrainingPlan(2, 19, 40 * 10**9), 57, 50 * 10**9)
-    'training: 2 rows a forward, 19 of 57 blocks recomputed; activations take up to 40.0 GB of 50.0 GB free'
+    'training: 2 rows a forward, 19 of 57 blocks recomputed; activations take up to 40 GB of 50 GB free'
     """
     text = (
         f"training: {found.microbatch} rows a forward, {found.checkpointed} of {num_blocks} blocks recomputed; "
-        f"activations take up to {found.needed / 1e9:.1f} GB of {budget / 1e9:.1f} GB free"
+        f"activations take up to {readable(found.needed)} of {readable(max(budget, 0))} free"
     )
     return text if found.fits else f"{text}, which may not be enough"
 

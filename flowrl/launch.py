@@ -114,7 +114,7 @@ class _Ranks:
                 stdout=None if is_first else log,
                 stderr=None if is_first else subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),
+                preexec_fn=end_with_parent(),
             )
         self.processes.append(process)
 
@@ -202,7 +202,7 @@ def _signals_to(received: list[int]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """What a child runs before its program, so that SIGTERM reaches it if this process is killed (Linux only)."""
     if sys.platform != "linux":
         return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowrl.policies.diffusers_policy import DECODE_PIXELS
+from flowrl.policies.memory import BlockBytes
 from flowrl.policies.shape import PipelineShape
 from flowrl.rates import table
 
@@ -18,8 +19,8 @@ PASSING = ("rollout", "decoding", "training")
 """Parts that are not there at the same time."""
 
 
-def memory_of(work: Work) -> dict[str, float]:
-    """GB by what holds them, of the GPU that holds most."""
+def held_of(work: Work) -> dict[str, float]:
+    """GB of what stays, by what holds it."""
     recipe, model, num_parameters = work.recipe, work.model, work.shape.num_parameters
     found = {"CUDA and kernels": work.rates.guess("context_gb"), "VAE": float(table()["vae_gb"])}
     if model.lora is not None:
@@ -30,31 +31,36 @@ def memory_of(work: Work) -> dict[str, float]:
     found["trained weights, gradients, optimiser"] = numbers * 16 / GB
     if recipe.optimizer.ema is not None:
         found["average"] = numbers * 4 / GB
-    if getattr(recipe.continuation, "precision", "exact") == "fp8":
+    if recipe.continuation.precision == "fp8":
         found["fp8 copy"] = block_weights(work.shape) / GB
+    if work.packing.peak_residuals:
+        found["residuals"] = work.packing.peak_residuals * _tokens_times_width(work) * 2 / GB
     scorers = table()["scorer_gb"]
     found["scorers"] = sum(scorers.get(reward.scorer.kind, 0.0) for reward in recipe.rewards.values())
     found["states"] = _states(work)
-    rows = max(batch.rows for batch in work.batches)
-    found["rollout"] = rows * _tokens_times_width(work) * float(table()["activations"]["forward"]) / GB
-    found["decoding"] = _decoding(work)
-    found["training"] = _activations(work)
     return found
 
 
-def _activations(work: Work) -> float:
-    """What a training forward keeps: of recomputed blocks the inputs and one at a time, of the others all; and the
-    gradients of one. Where all weights are trained, those that autocast has converted stay for the backward pass."""
-    rows = max((row for rows in work.microbatches() for row in rows), default=0)
+def passing_of(work: Work) -> dict[str, float]:
+    """GB of what comes and goes, one after the other."""
+    rows = max(batch.rows for batch in work.packing.batches)
+    return {
+        "rollout": rows * _tokens_times_width(work) * float(table()["activations"]["forward"]) / GB,
+        "decoding": _decoding(work),
+        "training": work.fitted.needed / GB,
+    }
+
+
+def block_bytes(work: Work) -> list[BlockBytes]:
+    """What each block keeps for the backward pass; where all weights are trained, their bf16 copies too."""
     sizes: dict[str, Any] = table()["activations"]
     kept = sizes["full" if work.model.lora is None else "lora"]
+    unit = _tokens_times_width(work)
+    inputs, weight = round(unit * sizes["inputs"]), 2 * width(work.shape) ** 2 * (work.model.lora is None)
     double, single = num_blocks(work.shape)
-    unit = rows * _tokens_times_width(work) / GB
-    saved = unit * (double * kept["double"] + single * kept["single"])
-    inputs = unit * (double + single) * sizes["inputs"]
-    casts = block_weights(work.shape) * 2 / GB if work.model.lora is None else 0.0
-    share = work.checkpointed
-    return share * inputs + (1 - share) * (saved + casts) + 2 * unit * kept["double"]
+    return [BlockBytes(round(unit * kept["double"]), inputs, once=24 * weight)] * double + [
+        BlockBytes(round(unit * kept["single"]), inputs, once=12 * weight)
+    ] * single
 
 
 def _decoding(work: Work) -> float:

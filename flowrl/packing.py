@@ -1,62 +1,75 @@
-"""How a plan's forwards fall into batches, found by rolling it out with a policy that computes nothing."""
+"""How a plan's forwards fall into batches: the engine's order, without an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from flowrl.engine import execute
-from flowrl.kernels.flow_sde import FlowSde
-from flowrl.noise import Noise
-from flowrl.plan import Plan
-from flowrl.policies.row_padding import RowPadding
-from flowrl.protocols import Policy
-from flowrl.types import Cond
+from flowrl.plan import Kind, Plan
+from flowrl.ready import ReadyQueue
 
 
-def batch_sizes(plan: Plan, num_prompts: int, max_batch: int) -> list[int]:
-    """Rows of each velocity call of one rollout of ``num_prompts`` prompts by the engine, in its order."""
-    policy = _Nothing()
-    execute(
-        plan,
-        cast(Policy, policy),
-        Cond(),
-        FlowSde(),
-        Noise(0, 0),
-        positions=range(num_prompts),
-        on_leaves=lambda x, rows: None,
-        device=torch.device("cpu"),
-        max_batch=max_batch,
-    )
-    return policy.calls
+class Batch(NamedTuple):
+    """Rows that run together, and how."""
+
+    kind: Kind
+    rows: int
 
 
-def num_padded(calls: Sequence[int], sizes: Sequence[int]) -> int:
-    """Rows that padding to these sizes adds to calls of so many rows.
+class Packing(NamedTuple):
+    """The velocity calls of a rollout, and the residuals held at once where blocks are reused."""
+
+    batches: tuple[Batch, ...]
+    peak_residuals: int
+
+    @property
+    def rows(self) -> list[int]:
+        """Of each call."""
+        return [batch.rows for batch in self.batches]
+
+
+def pack(plan: Plan, num_prompts: int, max_batch: int) -> Packing:
+    """The calls of a rollout of so many prompts, in the order in which :func:`flowrl.engine.execute` makes them.
+
+    >>> from flowrl.plan import compile_plan
+    >>> from flowrl.sigmas import Grid
+    >>> from flowrl.types import Arm, Path
+    >>> plan = compile_plan(Grid(2), [Arm({0: 3})], lambda grid, start: [Path(grid.sigma[start:])])
+    >>> pack(plan, num_prompts=2, max_batch=4).rows
+    [2, 4, 2]
+    """
+    ready, found = ReadyQueue(), []
+    uses: Counter[tuple[int, int]] = Counter()
+    held = peak = 0
+
+    def push(p: int, nodes: Iterable[int]) -> None:
+        for node in nodes:
+            if plan.children[node]:
+                ready.push((p, node), kind=plan.kind[node], height=plan.height[node])
+
+    for p in range(num_prompts):
+        push(p, plan.roots)
+    while ready:
+        batch = ready.pop(max_batch)
+        found.append(Batch(plan.kind[batch[0][1]], len(batch)))
+        for p, node in batch:
+            for source in plan.residuals_of[node]:
+                uses[p, source] -= 1
+                held -= uses[p, source] == 0
+            if node in plan.residual_uses:
+                uses[p, node] = plan.residual_uses[node]
+                held += 1
+            push(p, plan.children[node])
+        peak = max(peak, held)
+    return Packing(tuple(found), peak)
+
+
+def num_padded(rows: Iterable[int], sizes: Sequence[int]) -> int:
+    """Rows that filling up calls of so many ``rows`` to the nearest of ``sizes`` adds, as
+    :class:`flowrl.policies.row_padding.RowPadding` does; no call has more than the largest.
 
     >>> num_padded([1, 5, 12], sizes=[1, 12])
     7
     """
-    padding, nothing = RowPadding(), _Nothing()
-    padding.expect(rollout=sizes)
-    with torch.no_grad():
-        for rows in calls:
-            padding(nothing.velocity, torch.zeros(rows, 1), torch.ones(rows), Cond())
-    return padding.num_padded
-
-
-class _Nothing:
-    """What a rollout asks of a policy, in one latent dimension: it stands still, and notes how many rows it is asked
-    for."""
-
-    latent_shape = (1,)
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def velocity(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        self.calls.append(len(x))
-        return torch.zeros_like(x)
+    return sum(min(size for size in sizes if size >= count) - count for count in rows)

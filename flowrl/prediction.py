@@ -6,17 +6,21 @@ costs its rows, filled up to ``rollout.max_batch`` where blocks are compiled.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, get_args
+
+import torch
 
 from flowrl.data import rank_slice
 from flowrl.errors import UserError
-from flowrl.memory_prediction import PASSING, lora_parameters, memory_of
-from flowrl.plan import Plan
+from flowrl.memory_prediction import PASSING, block_bytes, held_of, lora_parameters, num_blocks, passing_of
+from flowrl.packing import num_padded, pack
+from flowrl.plan import Kind
+from flowrl.policies.blocks import is_compiled
 from flowrl.policies.diffusers_policy import DiffusersConfig
+from flowrl.policies.memory import RESERVE, TrainingPlan, plan_training, share_of
 from flowrl.policies.shape import PipelineShape
 from flowrl.rates import Gpu, Rates, gpu, table
 from flowrl.recipe import Recipe
@@ -65,7 +69,7 @@ def predict(recipe: Recipe, *, gpu_name: str, gpus: int, iteration: int = 0) -> 
     if gpus < 1:
         raise UserError(f"--gpus must be 1 or more, got {gpus}")
     work = Work(recipe, Rates(gpu(gpu_name)), gpus, iteration)
-    seconds, memory = work.seconds(), memory_of(work)
+    seconds, memory = work.seconds(), held_of(work) | passing_of(work)
     return Prediction(
         gpu=gpu_name,
         gpus=gpus,
@@ -78,26 +82,6 @@ def predict(recipe: Recipe, *, gpu_name: str, gpus: int, iteration: int = 0) -> 
     )
 
 
-class Batch(NamedTuple):
-    """Rows that run together, and how: exact, full or cached (of an approximation)."""
-
-    kind: str
-    rows: int
-
-
-def batches(plan: Plan, prompts: int, max_batch: int) -> Iterator[Batch]:
-    """The forwards of a rollout of so many prompts, as the engine packs them: the highest ready nodes first."""
-    ready = [(-plan.height[node], p, node) for p in range(prompts) for node in plan.roots if plan.children[node]]
-    heapq.heapify(ready)
-    while ready:
-        batch = [heapq.heappop(ready)[1:] for _ in range(min(max_batch, len(ready)))]
-        yield Batch("exact", len(batch))
-        for p, node in batch:
-            for child in plan.children[node]:
-                if plan.children[child]:
-                    heapq.heappush(ready, (-plan.height[child], p, child))
-
-
 class Work:
     """What the slowest of the GPUs does in an iteration, and holds."""
 
@@ -108,9 +92,9 @@ class Work:
         self.prompts = len(rank_slice(recipe.rollout.prompts, 0, gpus).positions)
         self.flops = self.shape.flops_per_forward * self.model.evals_per_velocity / table()["reference"]["flops"]
         self.pixels = self.shape.height * self.shape.width / table()["reference"]["pixels"]
-        self.sharded = gpus > 1 and self.model.lora is None and getattr(recipe.run, "parallel", "auto") != "ddp"
-        self.compiled = getattr(self.model, "compile", "none") != "none"
-        self.batches = list(batches(self.plan, self.prompts, recipe.rollout.max_batch))
+        self.sharded = gpus > 1 and self.model.lora is None and recipe.run.parallel != "ddp"
+        self.compiled = is_compiled(self.model.compile, torch.device("cuda"))
+        self.packing = pack(self.plan, self.prompts, recipe.rollout.max_batch)
         if (self.shape.flops_per_forward, self.shape.height) != (table()["reference"]["flops"], 720):
             rates.estimates["another model or size than FLUX.1-dev at 720x720: scaled by FLOPs and pixels"] = None
 
@@ -122,7 +106,7 @@ class Work:
 
     def seconds(self) -> dict[str, float]:
         """By phase."""
-        rollout = sum(self._forwards(kind) for kind in ("exact", "full", "cached")) / 1000
+        rollout = sum(self._forwards(kind) for kind in get_args(Kind)) / 1000
         images = self.prompts * len(self.plan.leaves)
         found = {
             "rollout": rollout,
@@ -134,25 +118,23 @@ class Work:
             "engine": self.rates.guess("engine") * rollout,
         }
         if self.recipe.rollout.score_ahead:
-            found["score"] *= 1 - self.rates.guess("score_hidden")
+            seen = 1 - self.rates.guess("score_hidden")
+            found |= {phase: seen * found[phase] for phase in ("decode", "score")}
         return found
 
-    def _forwards(self, kind: str) -> float:
+    def _forwards(self, kind: Kind) -> float:
         """Milliseconds of the rollout's forwards of a kind."""
-        rows = sum(self._padded(batch.rows) for batch in self.batches if batch.kind == kind)
+        calls = [batch.rows for batch in self.packing.batches if batch.kind == kind]
+        most = self.recipe.rollout.max_batch
+        rows = sum(calls) + (num_padded(calls, [min(self.prompts, most), most]) if self.compiled else 0)
         if not rows:
             return 0.0
         continuation = self.recipe.continuation
-        fp8 = kind != "exact" and getattr(continuation, "precision", "exact") == "fp8"
+        fp8 = kind != "exact" and continuation.precision == "fp8"
         ms = rows * self.flops * self.rates.forward(compiled=self.compiled, fp8=fp8)
-        if kind != "cached":
+        if kind != "cached" or continuation.cache is None:
             return ms
-        first, last = continuation.cache.blocks  # type: ignore[attr-defined]
-        return ms * (1 - (last - first) + self.rates.guess("cached_overhead"))
-
-    def _padded(self, rows: int) -> int:
-        """Compiled blocks know two batch sizes, 1 and the largest."""
-        return rows if not self.compiled or rows == 1 else self.recipe.rollout.max_batch
+        return ms * (1 - continuation.cache.share + self.rates.guess("cached_overhead"))
 
     def _score(self) -> float:
         """Milliseconds an image, all rewards together."""
@@ -170,25 +152,45 @@ class Work:
         ms = self.flops * self.rates.training(compiled=self.compiled, checkpointed=self.checkpointed, lora=lora)
         if self.recipe.loss.needs_reference:
             ms += self.flops * self.rates.forward(compiled=self.compiled)
-        return ms * sum(len(rows) * rows[0] for rows in self.microbatches() if rows)
+        return ms * sum(self.microbatches())
+
+    @cached_property
+    def fitted(self) -> TrainingPlan:
+        """Rows at once and blocks recomputed, as the trainer fits them to the memory."""
+        asked, setting = self.recipe.run.microbatch, self.model.gradient_checkpointing
+        blocks = block_bytes(self)
+        held = sum(held_of(self).values())
+        is_chosen = setting == "auto"
+        return plan_training(
+            blocks,
+            budget=int(((1 - RESERVE) * self.gpu.memory_gb - held) * 1e9),
+            num_rows=max(1, *self.rows()),
+            microbatch=None if asked == "auto" else asked,
+            checkpointed=None if is_chosen else math.ceil(share_of(setting) * len(blocks)),
+            passes=self.model.training_passes - is_chosen,
+        )
 
     @property
     def checkpointed(self) -> float:
-        """The share of blocks that are recomputed; auto counts as all."""
-        setting = self.model.gradient_checkpointing
-        return 1.0 if isinstance(setting, str) else float(setting)
+        """The share of blocks that are recomputed."""
+        return self.fitted.checkpointed / max(1, sum(num_blocks(self.shape)))
 
-    def microbatches(self) -> list[list[int]]:
-        """[updates] the rows of each microbatch, on the rank that has the most."""
+    def rows(self) -> list[int]:
+        """[updates] decisions of the rank that has the most: each is a row of a training forward."""
         recipe, found = self.recipe, []
-        world = range(self.gpus)
         partitions = [recipe.partition(self.plan, self.iteration, p) for p in range(recipe.rollout.prompts)]
-        slices = [rank_slice(recipe.rollout.prompts, rank, self.gpus).positions for rank in world]
+        slices = [rank_slice(recipe.rollout.prompts, rank, self.gpus).positions for rank in range(self.gpus)]
         for update in range(recipe.train.updates):
             counts = [len(decisions_of(self.plan, partition[update])) for partition in partitions]
-            most = max(sum(counts[position] for position in positions) for positions in slices)
-            size = min(most, most if isinstance(recipe.run.microbatch, str) else recipe.run.microbatch)
-            found.append([size] * math.ceil(most / size) if size else [])
+            found.append(max(sum(counts[position] for position in positions) for positions in slices))
+        return found
+
+    def microbatches(self) -> list[int]:
+        """Rows of each training forward of the iteration; compiled blocks know one size."""
+        size, found = self.fitted.microbatch, []
+        for rows in self.rows():
+            sizes = [min(size, rows - first) for first in range(0, rows, size)]
+            found += [size] * len(sizes) if self.compiled else sizes
         return found
 
     @property
@@ -214,8 +216,7 @@ class Work:
         a_second = link * 1e9 * self.rates.guess("link_share")
         if not self.sharded:
             return self.recipe.train.updates * 2 * 4 * self.num_trained / a_second
-        num_microbatches = sum(map(len, self.microbatches()))
-        return self.shape.num_parameters * (2 + num_microbatches * (2 * 2 + 4)) / a_second
+        return self.shape.num_parameters * (2 + len(self.microbatches()) * (2 * 2 + 4)) / a_second
 
 
 def _sizes(recipe: Recipe) -> tuple[DiffusersConfig, PipelineShape]:

@@ -46,7 +46,7 @@ class Cache(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     every: int = Field(default=2, ge=2)
-    blocks: tuple[float, float] = (0.25, 0.75)
+    blocks: tuple[float, float] = (0.0, 1.0)
     """First and last of the blocks that are reused, as fractions of the model's depth."""
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class Cache(BaseModel):
             raise ValueError(f"blocks must be two rising fractions of the depth between 0 and 1, got [{first}, {last}]")
         return self
 
-    order: Literal[0, 1] = 0
+    order: Literal[0, 1] = 1
     """Of the extrapolation in the noise level: the last full step's residual as it was, or the line through the last
     two, where there are two."""
 
@@ -147,7 +147,7 @@ class Policy(Protocol):
     """The flow model that is trained: the only thing that knows its pipeline."""
 
     module: nn.Module
-    """What is trained. The trainer replaces it by ``accelerator.prepare(module)``; always call through it."""
+    """What is trained. The trainer wraps or shards it (:mod:`flowrl.parallel`); always call through it."""
     latent_shape: tuple[int, ...]
     evals_per_velocity: int
     """Transformer evaluations per velocity: 2 under classifier-free guidance, else 1."""
@@ -159,7 +159,7 @@ class Policy(Protocol):
         """v [B, ...] of x [B, ...] at sigma [B] (rows may differ), cond [B]; same dtype as x."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1, float32."""
+        """Images [B, 3, H, W] in 0..1, float32. On a GPU other threads may call it while ``velocity`` runs."""
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, ``velocity`` is the untrained policy's: adapter off (LoRA) or a frozen copy (full)."""

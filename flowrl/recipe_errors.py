@@ -90,8 +90,9 @@ def _known_keys(schema: type[BaseModel], values: Mapping[str, Any], path: Path) 
             keys.append("kind")
             section = section.members().get(str(kind))
             continue
-        inner = section.model_fields.get("scorer")
-        keys += [name for name in section.model_fields if name != "scorer"]
+        fields = dict(section.model_fields)
+        inner = None if issubclass(section, Variant) else fields.pop("scorer", None)  # a reward is written as one mapping
+        keys += fields
         section = _model_in(inner.annotation) if inner is not None else None
     return keys
 

@@ -5,7 +5,7 @@ OUTPUT/recipe.yaml            the resolved recipe, a valid recipe itself
        tensorboard/           and other trackers
        checkpoints/           to resume from
        scorers.json           what each reward and monitor is
-       evaluation/            held-out scores before and after, per prompt, and the pictures' images
+       evaluation/            held-out scores per prompt: before, after and during; the pictures' images
        before_after.png       the same prompts and noise before and after
        weights/, weights_ema/ what plain diffusers loads; weights_best/, the best by a monitor
        summary.json
@@ -51,11 +51,13 @@ def train(
     resume: bool = False,
     stop_after: int | None = None,
     grace: float | None = None,
+    pictures: bool = True,
 ) -> Summary:
     """Train by a recipe into ``output``.
 
     ``resume`` continues from the newest good checkpoint there. ``stop_after`` ends after that many iterations in
     all, as if interrupted. ``grace``: seconds that a signal leaves the iteration in flight (None: all it needs).
+    ``pictures``: whether curves.png and before_after.png are drawn at the end.
     Raises UserError for mistakes in what was asked, RunFailed where the run cannot go on.
     """
     if stop_after is not None and stop_after < 1:
@@ -74,17 +76,23 @@ def train(
             stack.enter_context(locked(output))
         interrupt = stack.enter_context(Interrupt(grace, say=None if is_main else lambda line: None))
         with watch.telling():
-            return _Session(trainer, output, test_prompts, interrupt, stack).run(found, stop_after)
+            return _Session(trainer, output, test_prompts, interrupt, stack, pictures).run(found, stop_after)
 
 
 class _Session:
     """One process's part in a run, from its start or resumption to its end."""
 
     def __init__(
-        self, trainer: Trainer, output: Path, test_prompts: list[Prompt], interrupt: Interrupt, stack: ExitStack
+        self,
+        trainer: Trainer,
+        output: Path,
+        test_prompts: list[Prompt],
+        interrupt: Interrupt,
+        stack: ExitStack,
+        pictures: bool,
     ) -> None:
         self.trainer, self.output, self.test_prompts = trainer, output, test_prompts
-        self.interrupt, self.stack = interrupt, stack
+        self.interrupt, self.stack, self.pictures = interrupt, stack, pictures
         self.recipe = trainer.recipe
         self.is_main = trainer.accelerator.is_main_process
         self.agreement = Agreement()
@@ -281,7 +289,7 @@ class _Session:
     def _evaluate(self, when: Literal["before", "after"] | None = None) -> None:
         """Judge the held-out prompts, log it, keep the weights if they are the best, and see whether to go on.
 
-        Of the evaluations before and after training all scores, and images, are kept.
+        All scores are kept by prompt, and of the evaluations before and after training some images.
         """
         iteration, num_images = self.trainer.iteration, 0 if when is None else self.recipe.run.num_samples
         when_text = f"after iteration {iteration}" if when is None else f"{when} training"
@@ -291,8 +299,8 @@ class _Session:
         means = _means(found)
         scores = ", ".join(f"{name.removeprefix('test/')} {value:.4f}" for name, value in means.items())
         self.progress.note(f"held-out, {when_text}: {scores}")
-        if self.is_main and when is not None:
-            self._keep_scores(found, when)
+        if self.is_main:
+            self._keep_scores(found, when or f"iteration_{iteration:06d}")
         self._keep_best(means)
         if self._is_logged(means):
             return  # a finished run that is resumed has it already
@@ -303,7 +311,8 @@ class _Session:
     def _keep_scores(self, found: HeldOut, when: str) -> None:
         folder = self.output / "evaluation"
         folder.mkdir(exist_ok=True)
-        torch.save(found.images, folder / f"{when}.pt")
+        if found.images:
+            torch.save(found.images, folder / f"{when}.pt")
         indices = [prompt.index for prompt in self.test_prompts]
         answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
         atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})
@@ -331,7 +340,7 @@ class _Session:
             raise RunFailed(f"the weights after iteration {trainer.iteration} cannot be written: {error}") from error
         if self.scorers:
             self._evaluate("after")
-        if self.is_main:
+        if self.is_main and self.pictures:
             best, marks = read_best(self.output), {}
             if best is not None:
                 marks[best.iteration] = "best"

@@ -24,8 +24,8 @@ TESTS = Path(__file__).parent
 class Case:
     """A run of ``recipe`` into ``folder/output`` (by default its name).
 
-    ``by_rank`` adds overrides in one process alone. ``poison`` makes what the learner computes in rank 1 NaN in the
-    iteration of that number.
+    ``by_rank`` adds overrides in one process alone. In rank 1 ``poison`` makes what the learner computes NaN in the
+    iteration of that number, and the checkpoint after iteration ``full_disk`` cannot be written.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=lambda: {"stop_after": 3})
     by_rank: dict[str, tuple[str, ...]] = field(default_factory=dict)
     poison: int | None = None
+    full_disk: int | None = None
 
 
 def run_cases(folder: Path, cases: list[Case], processes: int, environment: Mapping[str, str] | None = None) -> None:
@@ -56,21 +57,21 @@ def results(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
 
 
 def main(folder: Path) -> None:
+    from flowrl import shards
     from flowrl.learner import Learner
     from flowrl.recipe import load_recipe
     from flowrl.run import train
-    from flowrl.shards import is_cut
     from flowrl.trainer import Trainer
 
     rank = int(os.environ["RANK"])
-    roll_out, terms = Trainer._roll_out, Learner._terms
+    roll_out, terms, write = Trainer._roll_out, Learner._terms, shards.write
     found: dict[str, Any] = {}
     case: Case
 
     def counted(self: Trainer, plan: Any, batch: Any) -> Any:
         rollout, scoring = roll_out(self, plan, batch)
         found["batches"].append(rollout.num_batches)
-        found["sharded"] = all(map(is_cut, self.parameters.values()))
+        found["sharded"] = all(map(shards.is_cut, self.parameters.values()))
         found["iteration"] = self.iteration
         return rollout, scoring
 
@@ -79,7 +80,12 @@ def main(folder: Path) -> None:
             advantage = advantage * float("nan")
         return terms(self, plan, rollout, cond, advantage, sites)
 
-    Trainer._roll_out, Learner._terms = counted, poisoned  # type: ignore[method-assign]
+    def full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if case.full_disk == found["iteration"] + 1 and rank == 1:
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    Trainer._roll_out, Learner._terms, shards.write = counted, poisoned, full  # type: ignore[method-assign]
     for values in json.loads((folder / "cases.json").read_text()):
         case = Case(**values)
         found = {"error": None, "batches": [], "sharded": None}

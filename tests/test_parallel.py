@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from policies.tiny_flux import build_pipeline
+from policies.tiny_sd3 import build_pipeline as build_sd3
 from ranks import Case, results, run_cases
 from runs import final_parameters, run, write_recipe
 
@@ -17,22 +18,29 @@ from flowrl.tracking import read_rows
 
 LR = 1e-3
 FSDP = ("run.parallel=fsdp",)
+AUTO = ("run.microbatch=auto", "model.gradient_checkpointing=auto")
 UNEVEN = {"1": ("rollout.max_batch=3",)}
 """Rank 1 needs several times as many forwards for its rollout."""
 PROMPTS = 3
 """Of an iteration; two processes take two each, the last of which counts for nothing."""
+
+SETTINGS = {
+    "rollout": {"prompts": PROMPTS},
+    "run": {"iterations": 4, "checkpoint_every": 1},
+    "data": {"test": None},
+    "evaluation": {"scorers": {}},
+}
+SMALL = SETTINGS | {
+    "rollout": {"prompts": PROMPTS, "group": 2},
+    "run": {"iterations": 3, "checkpoint_every": 1},
+    "grid": {"num_steps": 4},
+}
 
 
 @pytest.fixture(scope="module")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of a small net, with and without a reference, with a reward that fails for one prompt; and of a small FLUX."""
     root = tmp_path_factory.mktemp("recipes")
-    settings = {
-        "rollout": {"prompts": PROMPTS},
-        "run": {"iterations": 4, "checkpoint_every": 1},
-        "data": {"test": None},
-        "evaluation": {"scorers": {}},
-    }
     flux = {
         "kind": "flux",
         "source": str(build_pipeline(root / "pipeline")),
@@ -42,17 +50,12 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     lora = {"rank": 2, "alpha": 4, "targets": ["attn.to_q", "attn.to_out.0"]}
     broken = {"a": {"kind": "tiny", "broken_at": [5]}}
     beta = {"kind": "ppo_clip", "clip": 1e-2, "beta": 0.5}
-    small = settings | {
-        "rollout": {"prompts": PROMPTS, "group": 2},
-        "run": {"iterations": 3, "checkpoint_every": 1},
-        "grid": {"num_steps": 4},
-    }
     return {
-        "net": write_recipe(root / "net", **settings),
-        "reference": write_recipe(root / "reference", loss=beta, **settings),
-        "broken": write_recipe(root / "broken", rewards=broken, **settings),
-        "flux": write_recipe(root / "flux", model=flux, **small),
-        "lora": write_recipe(root / "lora", model=flux | {"lora": lora}, **small),
+        "net": write_recipe(root / "net", **SETTINGS),
+        "reference": write_recipe(root / "reference", loss=beta, **SETTINGS),
+        "broken": write_recipe(root / "broken", rewards=broken, **SETTINGS),
+        "flux": write_recipe(root / "flux", model=flux, **SMALL),
+        "lora": write_recipe(root / "lora", model=flux | {"lora": lora}, **SMALL),
     }
 
 
@@ -82,11 +85,12 @@ def two(recipes: dict[str, Path], alone: Path, tmp_path_factory: pytest.TempPath
             Case("reference", str(recipes["reference"]), FSDP, by_rank=UNEVEN),
             Case("flux", str(recipes["flux"]), FSDP, by_rank=UNEVEN),
             Case("lora", str(recipes["lora"]), FSDP, by_rank=UNEVEN),
-            Case("bf16", str(recipes["flux"]), (*FSDP, "run.precision=bf16"), by_rank=UNEVEN),
+            Case("bf16", str(recipes["flux"]), (*FSDP, *AUTO, "run.precision=bf16"), by_rank=UNEVEN),
             Case("one_to_two", net, FSDP, options={"resume": True, "stop_after": 3}),
             Case("to_one", net, FSDP, options={"stop_after": 2}),
             Case("to_ddp", net, FSDP, options={"stop_after": 1}),
             Case("then_ddp", net, (), "to_ddp", options={"resume": True, "stop_after": 3}),
+            Case("fsdp_disk_full", net, FSDP, full_disk=2),
             *(
                 case
                 for kind, how in (("ddp", ()), ("fsdp", FSDP))
@@ -223,6 +227,13 @@ def test_a_loss_that_is_nan_on_one_process_stops_all_alike(two: Path, kind: str)
     assert checkpoint.newest(two / f"{kind}_loss_fails" / "checkpoints").path.name == "iteration_000001"
 
 
+def test_a_disk_that_is_full_for_one_process_stops_all_alike(two: Path) -> None:
+    first, second = (rank["error"] for rank in results(two, "fsdp_disk_full", 2))
+    assert first.startswith("RunFailed: the state after iteration 2 cannot be written: process 1: ")
+    assert first == second
+    assert [path.name for path in (two / "fsdp_disk_full" / "checkpoints").iterdir()] == ["iteration_000001"]
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_loss_that_is_nan_on_one_process_is_skipped_by_all(two: Path, kind: str) -> None:
     assert [rank["error"] for rank in results(two, f"{kind}_loss_skipped", 2)] == [None, None]
@@ -233,7 +244,9 @@ def test_a_loss_that_is_nan_on_one_process_is_skipped_by_all(two: Path, kind: st
 
 @pytest.mark.slow
 def test_three_processes_are_one(alone: Path, recipes: dict[str, Path], tmp_path: Path) -> None:
-    """Weights of which some process has no row, prompts that no number divides, and a resumption by three of two."""
+    """Weights of which some process has no row, prompts that no number divides, two forwards a velocity."""
+    model = {"kind": "sd3", "source": str(build_sd3(tmp_path / "pipeline")), "cache_dir": str(tmp_path / "cache")}
+    sd3 = write_recipe(tmp_path / "sd3_recipe", model=model, **SMALL)
     five = ("rollout.prompts=5",)
     run(recipes["net"], tmp_path / "alone", *five, stop_after=3)
     run_cases(
@@ -242,10 +255,13 @@ def test_three_processes_are_one(alone: Path, recipes: dict[str, Path], tmp_path
             Case("three", str(recipes["net"]), (*FSDP, *five), by_rank={"2": ("rollout.max_batch=3",)}),
             Case("ddp", str(recipes["net"]), five),
             Case("flux", str(recipes["flux"]), FSDP),
+            Case("sd3", str(sd3), FSDP),
         ],
         processes=3,
     )
-    for name, same in (("three", tmp_path / "alone"), ("ddp", tmp_path / "alone"), ("flux", alone / "flux")):
+    run(sd3, tmp_path / "alone_sd3")
+    same_as = {"three": tmp_path / "alone", "ddp": tmp_path / "alone", "flux": alone / "flux"}
+    for name, same in (same_as | {"sd3": tmp_path / "alone_sd3"}).items():
         assert [rank["error"] for rank in results(tmp_path, name, 3)] == [None] * 3
         assert_same(same, tmp_path / name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 from typer.testing import CliRunner
@@ -12,20 +11,27 @@ from flowrl.cli import app
 from flowrl.memory_prediction import block_weights, lora_parameters, num_blocks, width
 from flowrl.policies.flux import Flux
 from flowrl.policies.lora import FLOW_GRPO_TARGETS
-from flowrl.prediction import Prediction, batches, predict
+from flowrl.prediction import Prediction, Work, predict
 from flowrl.rates import Rates, gpu
-from flowrl.recipe import load_recipe
+from flowrl.recipe import Recipe, load_recipe
 
 FLUX1_DEV = Flux(source="black-forest-labs/FLUX.1-dev", height=720, width=720).shape()
 
 
+PLAIN = ("model.compile=none", "rollout.score_ahead=0")
+
+
 def predicted(*overrides: str, recipe: str = "g2rpo", gpu_name: str = "h200", gpus: int = 1) -> Prediction:
-    loaded = load_recipe(recipe, model="flux1_dev", overrides=[f"rollout.prompts={gpus}", "model.lora={}", *overrides])
-    return predict(loaded, gpu_name=gpu_name, gpus=gpus)
+    return predict(dev(*overrides, recipe=recipe, gpus=gpus), gpu_name=gpu_name, gpus=gpus)
+
+
+def dev(*overrides: str, recipe: str = "g2rpo", gpus: int = 1) -> Recipe:
+    of_all = [f"rollout.prompts={gpus}", "model.lora={}"]
+    return load_recipe(recipe, model="flux1_dev", overrides=[*of_all, *overrides])
 
 
 def test_one_prompt_on_an_h200_by_hand() -> None:
-    found = predicted("model.gradient_checkpointing=true", "run.microbatch=4")
+    found = predicted(*PLAIN, "model.gradient_checkpointing=true", "run.microbatch=4")
     assert found.seconds["rollout"] == pytest.approx(1700 * 0.0915)  # a row costs the same in every batch
     assert found.seconds["decode"] == pytest.approx(288 * 0.0415)
     assert found.seconds["score"] == pytest.approx(288 * 0.031)
@@ -37,14 +43,15 @@ def test_one_prompt_on_an_h200_by_hand() -> None:
 
 
 def test_ranks_wait_for_the_one_with_most_prompts() -> None:
-    one, two, three = (predicted("rollout.prompts=3", gpus=n).seconds["rollout"] for n in (3, 2, 1))
+    one, two, three = (predicted(*PLAIN, "rollout.prompts=3", gpus=n).seconds["rollout"] for n in (3, 2, 1))
     assert two == pytest.approx(2 * one)
     assert three == pytest.approx(3 * one)
 
 
 def test_scoring_ahead_hides_a_part_of_it() -> None:
-    beside, in_line = predicted("rollout.score_ahead=2"), predicted()
-    assert 0 < beside.seconds["score"] < in_line.seconds["score"]
+    beside, in_line = predicted("rollout.score_ahead=2"), predicted("rollout.score_ahead=0")
+    for phase in ("decode", "score"):
+        assert 0 < beside.seconds[phase] < in_line.seconds[phase]
     assert any("score hidden" in text for text in beside.estimates)
 
 
@@ -74,7 +81,7 @@ def test_all_weights_fit_on_four_gpus_but_not_on_one() -> None:
 
 
 def test_guidance_doubles_what_another_model_costs() -> None:
-    loaded = load_recipe("flow_grpo", model="sd35_medium", overrides=["rollout.prompts=1"])
+    loaded = load_recipe("flow_grpo", model="sd35_medium", overrides=["rollout.prompts=1", "model.compile=none"])
     found = predict(loaded, gpu_name="h200", gpus=1)
     shape = loaded.model.shape()
     assert shape is not None
@@ -83,21 +90,33 @@ def test_guidance_doubles_what_another_model_costs() -> None:
     assert any("scaled by FLOPs" in text for text in found.estimates)
 
 
+def test_memory_decides_what_is_recomputed() -> None:
+    """As the trainer does, by the same rule: all eight rows at once where they fit, else fewer."""
+    roomy, tight = (Work(dev("run.microbatch=auto"), Rates(gpu(name)), 1, 0) for name in ("h200", "a100"))
+    assert roomy.fitted.microbatch > tight.fitted.microbatch
+    assert roomy.fitted.checkpointed == tight.fitted.checkpointed == 0  # a smaller microbatch is less work
+    asked = Work(dev("run.microbatch=8"), Rates(gpu("a100")), 1, 0)
+    assert asked.fitted.microbatch == 8
+    assert 0 < asked.checkpointed < 1
+    assert sum(asked.microbatches()) == 8
+
+
 def test_recomputation_saves_memory() -> None:
     kept, recomputed = (predicted(f"model.gradient_checkpointing={c}", "run.microbatch=4") for c in ("false", "true"))
     assert recomputed.memory_gb["training"] < kept.memory_gb["training"] / 4
     assert kept.peak_gb > recomputed.peak_gb
 
 
-@pytest.mark.parametrize(("prompts", "max_batch"), [(1, 12), (2, 12), (3, 64)])
-def test_batches_are_those_of_the_engine(prompts: int, max_batch: int) -> None:
-    plan = load_recipe("g2rpo", model="flux1_dev").plan()
-    found = [batch.rows for batch in batches(plan, prompts, max_batch)]
-    assert sum(found) == prompts * plan.num_forwards
-    assert max(found) <= max_batch
-    assert len(found) >= math.ceil(sum(found) / max_batch)
-    if prompts == 1:
-        assert found == [len(batch) for batch in plan.ready_order(max_batch)]
+def test_cheaper_continuations_cost_less() -> None:
+    exact, fp8 = (predicted(f"continuation.precision={p}").seconds["rollout"] for p in ("exact", "fp8"))
+    padding = 5  # docs/performance.md: of 1700 rows that are exact
+    assert exact == pytest.approx((1700 + padding) * 0.066)
+    assert fp8 == pytest.approx(8 * 0.066 + 1692 * 0.0499, rel=0.01)
+    both = predicted("continuation.precision=fp8", "continuation.cache={every: 2, blocks: [0.25, 0.75]}")
+    assert both.seconds["rollout"] < 0.85 * fp8
+    assert both.memory_gb["residuals"] > 0
+    assert both.memory_gb["fp8 copy"] == pytest.approx(8.6, rel=0.02)  # docs/continuations.md
+    assert any("cached overhead" in text for text in both.estimates)
 
 
 def test_sizes_of_the_transformer_are_the_modules() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.protocols import Kernel
+from flowrl.protocols import Kernel, ScorerConfig
 from flowrl.recipe import load_recipe
 
 
@@ -139,6 +139,20 @@ def test_what_nothing_sets_is_required() -> None:
 )
 def test_a_mistake_in_an_override(override: str, said: str) -> None:
     assert said in message(overrides=[override])
+
+
+def test_a_mistake_in_a_scorer_around_another() -> None:
+    class Halved(ScorerConfig, kind="halved"):
+        scorer: ScorerConfig
+
+        def load(self, device):
+            raise NotImplementedError
+
+    try:
+        found = mistake_in("rewards: {half: {kind: halved, scorer: {kind: gold}, scoer: 1}}")
+    finally:
+        ScorerConfig.members().pop("halved", None)
+    assert "own.yaml: rewards.half.scoer: unknown key; did you mean 'scorer'?" in found
 
 
 PATHS = """

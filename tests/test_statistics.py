@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flowrl.statistics import difference_interval, mean_interval
+from flowrl.statistics import difference_interval, mean_interval, study_interval, t_quantile
 
 
 def test_interval_brackets_the_mean_and_repeats_for_a_seed() -> None:
@@ -63,3 +63,51 @@ def test_what_has_no_interval_is_refused(values: list) -> None:
 def test_unequal_numbers_of_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="equally many"):
         difference_interval([1.0, 2.0], [1.0])
+
+
+# ---- seeds and prompts
+
+
+def test_t_quantiles_are_the_tables() -> None:
+    for df, expected in ((1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (1000, 1.962)):
+        assert t_quantile(df) == pytest.approx(expected, abs=6e-4)
+
+
+def test_one_axis_alone_is_students_interval() -> None:
+    values = np.array([1.0, 2.0, 4.0, 7.0])
+    half = t_quantile(3) * values.std(ddof=1) / 2
+    for grid in (values[:, None], values[None]):
+        assert study_interval(grid) == pytest.approx((3.5, 3.5 - half, 3.5 + half))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "of_seed", "of_prompt", "rest"), [(5, 0.02, 0.3, 0.2), (5, 0.0, 0.3, 0.2), (3, 0.05, 0.0, 0.2)]
+)
+def test_the_interval_covers_new_seeds_and_new_prompts(
+    seeds: int, of_seed: float, of_prompt: float, rest: float
+) -> None:
+    generator = np.random.default_rng(7)
+    trials, prompts, covered = 200, 80, 0
+    for _ in range(trials):
+        values = (
+            generator.normal(0, of_seed, (seeds, 1))
+            + generator.normal(0, of_prompt, (1, prompts))
+            + generator.normal(0, rest, (seeds, prompts))
+        )
+        interval = study_interval(values)
+        covered += interval.low <= 0 <= interval.high
+    assert 0.91 <= covered / trials <= 0.99
+
+
+def test_few_seeds_that_differ_make_it_wide() -> None:
+    prompts = np.random.default_rng(0).normal(0.5, 0.1, 100)
+    alike = study_interval(np.stack([prompts, prompts + 1e-3, prompts - 1e-3]))
+    apart = study_interval(np.stack([prompts, prompts + 0.1, prompts - 0.1]))
+    assert apart.high - apart.low > 5 * (alike.high - alike.low)
+
+
+def test_what_cannot_vary_has_no_width_and_one_value_no_interval() -> None:
+    assert study_interval(np.full((3, 4), 0.25)) == (0.25, 0.25, 0.25)
+    assert not study_interval([[0.5]]).excludes_zero
+    with pytest.raises(ValueError, match="seeds, prompts"):
+        study_interval([1.0, 2.0])  # type: ignore[list-item]

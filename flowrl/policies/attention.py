@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.compiler import config as compiler_config
 from torch.nn.attention import sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -42,6 +43,8 @@ PROBE = (sys.executable, "-m", "flowrl.policies.attention_probe")
 TIMEOUT = 180.0
 """Seconds that one process of trials may take: usually 10, most of them for starting it."""
 VERSION = 1
+TAG = compiler_config.cache_key_tag
+"""Of the disk cache, before anything is chosen."""
 NO_START = "the trial could not start"
 UNTRIED = ("flash", "efficient", "math")
 """Where no trial can start: the kernels that no harm is known of."""
@@ -118,8 +121,13 @@ class Attention:
         return f"attention, {shape}: {summary(trials)}"
 
     def context(self) -> AbstractContextManager[None]:
-        """Inside, attention uses what was chosen: for training where gradients are enabled, else for the rollout."""
+        """Inside, attention uses what was chosen: for training where gradients are enabled, else for the rollout.
+
+        What is compiled inside keeps the choice of that moment. PyTorch's cache of compiled code on disk does not know
+        that the code depends on it, and would give what was compiled under another: hence the tag.
+        """
         names = () if self.choice is None else self.choice.training if torch.is_grad_enabled() else self.choice.rollout
+        compiler_config.cache_key_tag = "-".join(("attention", *names)) if names else TAG
         if not names:
             return nullcontext()
         context: AbstractContextManager[None] = sdpa_kernel([BACKENDS[name] for name in names], set_priority=True)

@@ -29,7 +29,7 @@ def is_compiled(setting: Compile, device: torch.device) -> bool:
 
 
 class Blocks:
-    """The repeated blocks of a transformer (diffusers' ``_repeated_blocks``), in the order in which they run.
+    """The repeated blocks of a transformer, by diffusers' own lists of their classes, in the order in which they run.
 
     ``attention`` gives the context that a block's forward runs in, asked at each call. Made once for a transformer,
     after adapters were added and before anything wraps it. PyTorch traces a block anew for each batch size, with and
@@ -43,7 +43,7 @@ class Blocks:
         compiled: bool,
         attention: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        kinds: Sequence[str] = transformer._repeated_blocks  # type: ignore[assignment]
+        kinds: Sequence[str] = transformer._repeated_blocks or transformer._no_split_modules  # type: ignore[assignment]
         found = [module for module in transformer.modules() if type(module).__name__ in kinds]
         self.compiled = compiled
         self.calls = [BlockCall(block, attention, compiled) for block in found]

@@ -75,8 +75,7 @@ class DiffusersConfig(PolicyConfig):
 
     @property
     def training_passes(self) -> float:
-        """Forwards that a training forward and its backward cost. A backward costs two: the gradients of the
-        activations, and those of the weights, which LoRA does without; what is recomputed costs one more."""
+        """LoRA does without the gradients of the weights; what is recomputed costs a forward more."""
         return 3 - (self.lora is not None) + share_of(self.gradient_checkpointing)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class FluxApproximation:
             dtype = torch.bfloat16 if self.bf16 else own.proj_out.weight.dtype
             blocks = [*own.transformer_blocks, *own.single_transformer_blocks]
             own = cast("FluxTransformer2DModel", fp8.quantised_copy(own, blocks, dtype))
+            policy.speed.twin(own)
         self.transformer = own
 
     def refresh(self) -> None:
@@ -45,17 +46,24 @@ class FluxApproximation:
 
     @torch.no_grad()
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond, *, keep: bool) -> tuple[Tensor, Tensor | None]:
-        inputs = self.policy.inputs(x, sigma, cond)
+        rows = self.policy.speed.padding.fill(torch.arange(len(x)))
+        inputs = self._inputs(x, sigma, cond, rows)
         with self._autocast():
             v, residual = flux_blocks.velocity(self.transformer, inputs, span=self.span if keep else None)
-        return v.to(x.dtype), residual
+        return v[: len(x)].to(x.dtype), None if residual is None else residual[: len(x)]
 
     @torch.no_grad()
     def velocity_by(self, x: Tensor, sigma: Tensor, cond: Cond, residual: Tensor) -> Tensor:
-        inputs = self.policy.inputs(x, sigma, cond)
+        rows = self.policy.speed.padding.fill(torch.arange(len(x)))
+        inputs, residual = self._inputs(x, sigma, cond, rows), residual[rows.to(residual.device)]
         with self._autocast():
             v, _ = flux_blocks.velocity(self.transformer, inputs, span=self.span, residual=residual)
-        return v.to(x.dtype)
+        return v[: len(x)].to(x.dtype)
+
+    def _inputs(self, x: Tensor, sigma: Tensor, cond: Cond, rows: Tensor) -> dict[str, Any]:
+        """What the transformer is called with; ``rows`` repeats some where compiled blocks want full batches."""
+        at = rows.to(x.device)
+        return self.policy.inputs(x[at], sigma[at], cond[rows])
 
     def _autocast(self) -> AbstractContextManager[None]:
         """The trainer's, which it wraps around the policy's module and which is not called here."""

@@ -46,10 +46,18 @@ class RowPadding:
             return velocity(x, sigma, cond)
         parts = []
         for rows in torch.arange(len(x)).split(sizes[-1]):
-            size = next(size for size in sizes if size >= len(rows))
-            self.num_rows += size
-            self.num_padded += size - len(rows)
-            filled = torch.cat([rows, rows[:1].expand(size - len(rows))])
+            filled = self.fill(rows)
             at = filled.to(x.device)
             parts.append(velocity(x[at], sigma[at], cond[filled])[: len(rows)])
         return torch.cat(parts)
+
+    def fill(self, rows: Tensor) -> Tensor:
+        """The indices ``rows``, and the first of them again, up to the nearest size; counted as evaluated.
+
+        As they are where there is no size so large.
+        """
+        sizes = self.training if torch.is_grad_enabled() else self.rollout
+        size = next((size for size in sizes if size >= len(rows)), len(rows))
+        self.num_rows += size
+        self.num_padded += size - len(rows)
+        return torch.cat([rows, rows[:1].expand(size - len(rows))])

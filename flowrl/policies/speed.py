@@ -39,6 +39,10 @@ class Speed:
         self.say: Callable[[str], None] = lambda line: None
         """Is told what was chosen."""
 
+    def twin(self, transformer: nn.Module) -> None:
+        """Have the blocks of a second transformer, a copy of lower precision, run in the same way."""
+        Blocks(transformer, compiled=self.blocks.compiled, attention=self.attention.context)
+
     def expect(self, *, rollout: Iterable[int] = (), training: Iterable[int] = ()) -> None:
         """The batch sizes of a run: of calls without gradients, and with. Only compiled blocks are held to them."""
         rollout, training = tuple(rollout), tuple(training)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import throughput
 import torch
-from performance_report import rates
+from performance_report import rates, report
 from phases import Clock
 from published_loop import Counts, scaled
 from throughput_work import predicted
@@ -96,6 +96,41 @@ def test_a_part_is_scaled_by_what_it_counts() -> None:
     found, seconds = scaled(phases, 18.0, done, whole)
     assert found == {"prefix": 1.0, "branches": 30.0, "decode": 10.0, "score": 5.0, "train": 12.0, "optimiser": 0.5}
     assert seconds == sum(found.values()) + 3 * 0.5
+
+
+def test_the_page_tells_scaling_and_how_far_predictions_are_off(tmp_path: Path) -> None:
+    line = {
+        "what": "iteration",
+        "way": "ours",
+        "recipe": "g2rpo",
+        "tune": "full",
+        "name": "fsdp",
+        "phases": {"rollout": 9},
+    }
+    line |= {
+        "forwards": {"rollout": 1700},
+        "training_forwards": 8,
+        "peak_share": 0.7,
+        "peak_memory_gb": 70,
+        "beside": {},
+    }
+    two = line | {"world": 2, "seconds": 90.0, "predicted": {"seconds": 99.0, "memory_gb": 70}}
+    four = line | {"world": 4, "seconds": 100.0, "seconds_by_rank": [99.0, 100.0]}
+    run = {
+        "command": "x",
+        "commit": "y",
+        "device": "z",
+        "processes": 4,
+        "matmul_tflops": 700,
+        "versions": {},
+        "date": "",
+    }
+    report([run | {"lines": [two, four]}], tmp_path / "page.md", notes="## Tried\n\nNothing.")
+    text = (tmp_path / "page.md").read_text()
+    assert "| 2 | 90.00 | - | 100.0 % of 2 | 1 |" in text
+    assert "| 4 | 100.00 | 99.00, 100.00 | 90.0 % of 2 | 1 |" in text
+    assert "| 99.00 | 90.00 | +10.0 % |" in text
+    assert text.endswith("Nothing.\n")
 
 
 def test_rates_are_lines_of_the_table() -> None:

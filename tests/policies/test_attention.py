@@ -155,6 +155,28 @@ def test_the_two_uses_have_their_own() -> None:
         scaled_dot_product_attention(x, x, x)  # a CPU has no such kernel: it was asked for
 
 
+@pytest.mark.slow
+def test_code_compiled_under_another_choice_is_not_taken_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x = torch.randn(1, 2, 8, 4)
+    hits = []
+    for name in ("flash", "math", "flash"):
+        chosen = Attention("auto", CPU)
+        chosen.choice = Choice((name,), (name,))
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(lambda x: scaled_dot_product_attention(x, x, x) * 2, fullgraph=True)
+        with torch.no_grad(), chosen.context():
+            compiled(x)
+        hits.append(counters["aot_autograd"]["autograd_cache_hit"])
+    assert hits == [0, 0, 1]
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_shape_is_that_of_the_calls(autocast: bool) -> None:
     def call() -> None:

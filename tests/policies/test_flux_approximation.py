@@ -106,6 +106,24 @@ def test_eight_bits_are_close_and_follow_the_weights(folder: Path, cache: str, l
         assert error(cheap.velocity(x, SIGMA, cond, keep=False)[0], old) < 0.05
 
 
+@pytest.mark.parametrize("sizes", [[4], [1, 3], [2]])
+@torch.no_grad()
+def test_rows_are_filled_up_as_the_policys_own_are(folder: Path, cache: str, sizes: list[int]) -> None:
+    """Compiled blocks are held to a few batch sizes; 3 rows are one call of 4, one of 3, or two of 2."""
+    policy = load(folder, cache)
+    cheap = policy.approximation(Strided.model_validate({"precision": "fp8", "cache": {"blocks": [0.3, 1.0]}}), "fp32")
+    x, cond, rows = torch.randn(3, *policy.latent_shape), policy.encode(PROMPTS), torch.tensor([0, 1, 0])
+    sigma, cond = torch.tensor([0.9, 0.6, 0.3]), cond[rows]
+    v, residual = cheap.velocity(x, sigma, cond, keep=True)
+    reused = cheap.velocity_by(x + 0.1, sigma - 0.1, cond, residual)
+    policy.speed.padding.expect(rollout=sizes)
+    padded, kept = cheap.velocity(x, sigma, cond, keep=True)
+    torch.testing.assert_close(padded, v, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kept, residual, rtol=1e-4, atol=1e-4)
+    again = cheap.velocity_by(x + 0.1, sigma - 0.1, cond, residual)
+    torch.testing.assert_close(again, reused, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_bf16_runs_under_autocast_as_the_trainer_does(folder: Path, cache: str) -> None:
     policy = load(folder, cache)

@@ -8,38 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from policies.redness import write_rewards
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from flowrl.data import PromptOrder
 from flowrl.policies import attention, blocks
 from flowrl.policies.attention import Choice
-from flowrl.protocols import ScorerConfig
 from flowrl.recipe import load_recipe
 from flowrl.trainer import Trainer
-from flowrl.types import Prompt, Scores
+from flowrl.types import Prompt
 
 PROMPTS = [Prompt(text, i) for i, text in enumerate(["a cat", "two dogs", "a red fox", "a hat"])]
-
-
-class _BluenessScorer:
-    scope = "image"
-
-    def score(self, images: Tensor, prompts: list[Prompt]) -> Scores:
-        values = images[:, 2].mean((1, 2)) - images[:, 0].mean((1, 2))
-        return Scores(values, torch.ones(len(images), dtype=torch.bool))
-
-
-class Blueness(ScorerConfig, kind="test_blueness"):
-    def load(self, device: torch.device) -> _BluenessScorer:
-        return _BluenessScorer()
 
 
 @pytest.fixture
 def trained(folder: Path, tmp_path: Path) -> Callable[..., Trainer]:
     """Two iterations of G2RPO with a LoRA and a KL term to the reference, in batches that are rarely full."""
-    rewards = tmp_path / "blueness.yaml"
-    rewards.write_text("fragment: true\nrewards: {blueness: {kind: test_blueness, weight: 1.0}}\n")
+    rewards = write_rewards(tmp_path)
 
     def run(*changes: str) -> Trainer:
         overrides = [

@@ -1,0 +1,1 @@
+"""The tables, one per file: from what is finished to a report."""
