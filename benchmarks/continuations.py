@@ -36,7 +36,6 @@ import numpy as np
 import torch
 import yaml
 from continuation_velocity import continuation_of, default_device, measure
-from shapes_study import _interval
 
 from flowrl.approximation import approximation_of
 from flowrl.continuations.strided import Strided
@@ -47,7 +46,7 @@ from flowrl.plan import Plan
 from flowrl.protocols import Continuation, Policy, Scorer
 from flowrl.recipe import Recipe, load_recipe
 from flowrl.scoring import Scoring
-from flowrl.statistics import difference_interval, mean_interval
+from flowrl.statistics import Interval, difference_interval, mean_interval, study_interval
 from flowrl.tracking import read_rows
 
 CHEAPER = (
@@ -228,13 +227,16 @@ def train(arguments: argparse.Namespace) -> None:
     by_name = {name: [g for (n, _, _), g in zip(jobs, gold, strict=True) if n == name] for name in wanted}
     rows, lines = [], ["| continuation | gold | minus exact, paired by seed |", "|---|---|---|"]
     for name, values in by_name.items():
-        mean, half = _interval(values)
-        change, width = _interval([a - b for a, b in zip(values, by_name["exact"], strict=True)])
-        rows.append({"name": name, "gold": values, "difference": change, "half_width": width})
-        paired = "" if name == "exact" else f"{change:+.4f} ± {width:.4f}"
-        lines.append(f"| {name} | {mean:.4f} ± {half:.4f} | {paired} |")
+        gold_of, change = _over_seeds(values), _over_seeds(np.subtract(values, by_name["exact"]))
+        rows.append({"name": name, "gold": values, "difference": change._asdict() if len(values) > 1 else None})
+        paired = "" if name == "exact" else f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+        lines.append(f"| {name} | {gold_of.mean:.4f} [{gold_of.low:.4f}, {gold_of.high:.4f}] | {paired} |")
     lines += ["", f"Final held-out gold, {arguments.seeds} seeds, {arguments.iterations} iterations, 95 % Student's t."]
     report({"recipe": arguments.recipe, "rows": rows}, lines, arguments.output or arguments.folder / "train.json")
+
+
+def _over_seeds(values: Sequence[float] | np.ndarray) -> Interval:
+    return study_interval(np.asarray(values)[:, None])
 
 
 def _train(arguments: argparse.Namespace, name: str, words: str, seed: int) -> float:

@@ -91,7 +91,8 @@ def _known_keys(schema: type[BaseModel], values: Mapping[str, Any], path: Path) 
             section = section.members().get(str(kind))
             continue
         fields = dict(section.model_fields)
-        inner = None if issubclass(section, Variant) else fields.pop("scorer", None)  # a reward is written as one mapping
+        is_kind = issubclass(section, Variant)  # else a reward, written as one mapping with its scorer
+        inner = None if is_kind else fields.pop("scorer", None)
         keys += fields
         section = _model_in(inner.annotation) if inner is not None else None
     return keys

@@ -152,7 +152,7 @@ def config_of(source: str) -> DiffusersConfig:
     for kind in kinds:
         if kind.pipeline_name == found:
             return kind(source=source)
-    raise UserError(f"{source} is a {found}; known: {listing(kind.pipeline_name for kind in kinds)}")
+    raise UserError(f"{source} is a {found}; known: {listing(dict.fromkeys(kind.pipeline_name for kind in kinds))}")
 
 
 class DiffusersPolicy(ABC):
