@@ -99,7 +99,7 @@ def test_each_process_has_a_gpu_of_its_own(recipes: dict[str, Path], tmp_path: P
 
 
 def test_accelerate_launch_starts_it(recipes: dict[str, Path], tmp_path: Path) -> None:
-    config = Path(__file__).parents[1] / "launch" / "accelerate" / "fsdp_4.yaml"
+    config = Path(__file__).parents[1] / "docs" / "launch" / "accelerate" / "fsdp_4.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     command += ["-m", "flowrl", "train", str(recipes["flux"]), "--output", str(tmp_path / "out"), "--stop-after", "1"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The files under launch/: accelerate's own loader and launcher read them, and they ask for what their names say."""
+"""The files under docs/launch/: accelerate's own loader and launcher read them, and they ask for what their names say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runs import final_parameters, run, write_recipe
 from flowrl import parallel
 from flowrl.parallel import Sharding
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = Path(__file__).parents[1] / "docs" / "launch"
 CONFIGS = sorted((LAUNCH / "accelerate").glob("*.yaml"))
 EXPECTED = {
     "gpu_1": (1, 1, None),

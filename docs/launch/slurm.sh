@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Full fine-tuning of FLUX.1-dev by two machines of 8 GPUs:  sbatch launch/slurm.sh [RECIPE [OUTPUT [KEY=VALUE ...]]]
+# Full fine-tuning of FLUX.1-dev by two machines of 8 GPUs:  sbatch docs/launch/slurm.sh [RECIPE [OUTPUT [KEY=VALUE ...]]]
 # MODEL names another model fragment; empty, the recipe's own is trained.
 # One task a GPU, started by srun itself: a signal of Slurm's reaches every process, and the run saves its state.
 # Submitted again with the same output it goes on; so does Slurm by itself after a pre-emption (--requeue).
@@ -21,7 +21,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
-# The settings of launch/accelerate/fsdp_2x8.yaml; for LoRA by DDP leave these five out.
+# The settings of docs/launch/accelerate/fsdp_2x8.yaml; for LoRA by DDP leave these five out.
 export ACCELERATE_USE_FSDP=true FSDP_VERSION=2
 export ACCELERATE_USE_PARALLELISM_CONFIG=true
 export PARALLELISM_CONFIG_DP_REPLICATE_SIZE=$SLURM_NNODES
