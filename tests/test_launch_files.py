@@ -1,4 +1,4 @@
-"""The files under docs/launch/: accelerate's own loader and launcher read them, and they ask for what their names say."""
+"""The files of docs/launch: accelerate's own loader and launcher read them; they ask for what their names say."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from flowrl.bench.report import Block, Claim, Column, Comparison, Figure, Galler
 from flowrl.bench.report import Line as Curve
 from flowrl.bench.run_links import RunLinks
 
+FEW = 6
+"""Undecided claims that are shown at once."""
 VERDICTS = {True: ("yes", "✓", "reproduced"), False: ("no", "✗", "not reproduced"), None: ("open", "?", "undecided")}
 
 
@@ -175,10 +177,19 @@ def _text(block: Text) -> Html:
 
 
 def claims_html(claims: list[tuple[Claim, Report, Text]]) -> Html:
-    """How many claims hold, then every claim beside what was measured."""
-    return join(
-        el("dl", [*_tally(claims)], class_="tally"), el("ul", [_claim(*found) for found in claims], class_="claims")
-    )
+    """How many claims hold, then every claim beside what was measured; those that are undecided are folded, where more
+    than a few would hide the others."""
+    decided = [found for found in claims if found[0].reproduced is not None]
+    undecided = [found for found in claims if found[0].reproduced is None]
+    tally = el("dl", [*_tally(claims)], class_="tally")
+    if len(undecided) <= FEW:
+        return join(tally, _list(claims))
+    folded = el("details", el("summary", f"{len(undecided)} undecided claims"), _list(undecided))
+    return join(tally, _list(decided) if decided else None, folded)
+
+
+def _list(claims: list[tuple[Claim, Report, Text]]) -> Html:
+    return el("ul", [_claim(*found) for found in claims], class_="claims")
 
 
 def _tally(claims: list[tuple[Claim, Report, Text]]) -> Iterator[Html]:

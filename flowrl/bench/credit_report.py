@@ -10,7 +10,7 @@ import numpy as np
 
 from flowrl.bench.credit import VALUES
 from flowrl.bench.report import Block, Cell, Claim, Column, Figure, Line, Panel, Row, Table, Text
-from flowrl.bench.within import Array, ceiling, cell, column, numbered, pearson, spearman, spearman_difference
+from flowrl.bench.within import Array, ceiling, cell, column, ends, numbered, pearson, spearman, spearman_difference
 from flowrl.statistics import Interval
 
 TARGETS = {
@@ -174,7 +174,7 @@ def _figure(of_method: Mapping[str, Actions], runs: Mapping[str, tuple[str, ...]
             for step in sorted(set(actions.step.tolist())):
                 rows = actions.only(actions.step == step)
                 found = spearman(*rows.pair(target))
-                points += [] if found is None else [(float(step), *found)]
+                points += [] if found is None else [(float(step), *ends(found))]
             if points:
                 x, mean, low, high = zip(*points, strict=True)
                 lines.append(Line(title=name, x=x, mean=mean, low=low, high=high, runs=runs.get(name, ())))
@@ -232,8 +232,11 @@ def _compared(
 def _claim(reference: str, name: str, target: str, found: Interval | None) -> Claim:
     measured = "not defined"
     if found is not None:
-        measured = f"difference of Spearman's rho {found:+.2f}"
-        measured += "" if found.excludes_zero else ", which includes 0"
+        is_known = ends(found)[1] is not None
+        measured = (
+            f"difference of Spearman's rho {found:+.2f}" if is_known else f"{found.mean:+.2f}, of one prompt alone"
+        )
+        measured += "" if found.excludes_zero or not is_known else ", which includes 0"
     return Claim(
         claim=f"the advantages of {reference} follow what its actions changed ({TARGETS[target]}) more closely than "
         f"those of {name}",

@@ -25,7 +25,7 @@ import torch
 
 from flowrl.bench.probe import Stand
 from flowrl.bench.report import Block, Column, Figure, Line, Panel, Row, Table
-from flowrl.bench.within import Array, Statistic, cell, correlation, interval, members, rounded, spearman, sums
+from flowrl.bench.within import Array, Statistic, cell, correlation, ends, interval, members, rounded, spearman, sums
 from flowrl.continuations.strided import Strided
 from flowrl.plan import Plan, compile_plan
 from flowrl.recipe import Recipe
@@ -241,7 +241,7 @@ def _figure(of_name: Mapping[str, Groups], key: str, y: str, runs: tuple[str, ..
             points = []
             for step in np.unique(groups.step).tolist():
                 found = function(groups.at(step), ("published", stride), ("published", 1))
-                points += [] if found is None else [(float(step), *found)]
+                points += [] if found is None else [(float(step), *ends(found))]
             if points:
                 x, mean, low, high = zip(*points, strict=True)
                 lines.append(Line(title=f"{stride} and 1", x=x, mean=mean, low=low, high=high, runs=runs))

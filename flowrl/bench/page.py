@@ -103,24 +103,27 @@ def _overview(reports: Sequence[Report]) -> Html:
         if isinstance(block, Text)
         for claim in block.claims
     ]
-    partial = [report for report in reports if report.budget != "full" or report.missing]
-    notice = el(
-        "div",
-        el("p", "Not every report is a full and complete measurement:"),
-        el(
-            "ul",
-            [el("li", el("a", said(titled(report, report.title)), href=f"#{place(report)}")) for report in partial],
-        ),
-        class_="notice",
-        role="note",
-    )
     return el(
         "section",
         el("h2", "Overview", id="overview"),
-        notice if partial else None,
+        _notice(reports),
         claims_html(claims) if claims else el("p", "No report here holds a claim of the paper.", class_="caption"),
         aria_labelledby="overview",
     )
+
+
+def _notice(reports: Sequence[Report]) -> Html | None:
+    """Which reports are less than full and complete: by name, or in a sentence where all are for the same reason."""
+    partial = [report for report in reports if report.budget != "full" or report.missing]
+    if not partial:
+        return None
+    budgets = {report.budget for report in reports}
+    if len(budgets) == 1 and not any(report.missing for report in reports):
+        said_once = el("p", f"Every report here is of the {budgets.pop()} budget, less than a full measurement.")
+        return el("div", said_once, class_="notice", role="note")
+    named = [el("li", el("a", said(titled(report, report.title)), href=f"#{place(report)}")) for report in partial]
+    heading = el("p", "Not every report is a full and complete measurement:")
+    return el("div", heading, el("ul", named), class_="notice", role="note")
 
 
 def _section(report: Report, folder: Path, links: RunLinks, say: Callable[[str], None]) -> Html:

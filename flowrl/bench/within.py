@@ -61,11 +61,14 @@ def sums(parts: Sequence[Array], cluster: Array) -> Array:
 
 def interval(of_clusters: Array, statistic: Statistic, seed: int = 0) -> Interval | None:
     """``statistic`` of the summed rows of ``of_clusters`` [c, m], and the 2.5 % and 97.5 % quantiles of its values over
-    resampled clusters (percentile bootstrap). None where it is not defined; ends equal to the value for one cluster."""
+    resampled clusters (percentile bootstrap). None where it is not defined; one cluster says nothing of its spread and
+    has an infinite interval."""
     value = float(statistic(of_clusters.sum(0)))
     if not np.isfinite(value):
         return None
     count = len(of_clusters)
+    if count == 1:
+        return Interval(value, -np.inf, np.inf)
     drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=RESAMPLES)
     resampled = statistic(drawn @ of_clusters)
     low, high = np.quantile(resampled[np.isfinite(resampled)], [0.025, 0.975])
