@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,3 +50,29 @@ def plain_axes(axes: Axes, points: float) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones, few enough for their labels to stand beside each other.
+
+    >>> log_ticks(20, 900), log_ticks(3, 2e5)
+    ([20.0, 50.0, 100.0, 200.0, 500.0], [10.0, 100.0, 1000.0, 10000.0, 100000.0])
+    """
+    decades = math.log10(high / low)
+    factors = (1, 2, 5) if decades <= 2 else (1,)
+    every = max(1, math.ceil(decades / 6))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [factor * 10.0**power for power in powers if power % every == 0 for factor in factors]
+    return [tick for tick in found if low <= tick <= high]
+
+
+def short(value: float) -> str:
+    """A tick's label.
+
+    >>> short(25000.0), short(0.05), short(1500.0)
+    ('25k', '0.05', '1,500')
+    """
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):,.4g}{letter}"
+    return f"{value:,.6g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"

@@ -11,7 +11,7 @@ from flowrl.bench.figures import SYMBOLS, Style, picked, positive, styles
 from flowrl.bench.markup import Html, el, said
 from flowrl.bench.report import Figure, Line, Panel
 from flowrl.escape import one_line
-from flowrl.plots import COLOURS
+from flowrl.plots import COLOURS, log_ticks, short
 
 WIDTH, HEIGHT = 340, 250
 TOP, RIGHT, BOTTOM = 12, 12, 46
@@ -104,9 +104,7 @@ def _axis(values: Sequence[float], start: float, end: float, *, flip: bool = Fal
     pad = 0.04 * (high - low) or (0.5 if log else abs(low) * 0.05 or 0.5)
     low, high = low - pad, high + pad
     if log:
-        whole = range(math.floor(low), math.ceil(high) + 1)
-        factors = (1,) if high - low > 2 else (1, 2, 5)
-        found = [factor * 10.0**power for power in whole for factor in factors]
+        found = log_ticks(10**low, 10**high)
     else:
         counted = all(float(value).is_integer() for value in values)  # steps and iterations have no halves
         locator = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=counted)
@@ -200,15 +198,3 @@ def _symbol(x: float, y: float, style: Style) -> Html:
 
 def _class(style: Style) -> str:
     return f"c{style.order % len(COLOURS)}"
-
-
-def short(value: float) -> str:
-    """A tick's label.
-
-    >>> short(25000.0), short(0.05), short(1500.0)
-    ('25k', '0.05', '1,500')
-    """
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):,.4g}{letter}"
-    return f"{value:,.6g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"

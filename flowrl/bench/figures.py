@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowrl.bench.report import Figure, Line, Panel
 from flowrl.escape import one_line
-from flowrl.plots import COLOURS, INK, MARKERS, MUTED, canvas, plain_axes
+from flowrl.plots import COLOURS, INK, MARKERS, MUTED, canvas, log_ticks, plain_axes, short
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -43,8 +43,8 @@ def styles(figure: Figure) -> dict[str, Style]:
 def draw(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write ``stem``.png and ``stem``.pdf."""
     paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
-    num_columns = max(1, min(MAX_COLUMNS, len(figure.panels)))
-    num_rows = max(1, math.ceil(len(figure.panels) / num_columns))
+    num_rows = max(1, math.ceil(len(figure.panels) / MAX_COLUMNS))
+    num_columns = max(1, math.ceil(len(figure.panels) / num_rows))  # four are two by two
     looks = styles(figure)
     width = WIDTHS[num_columns]
     num_legend_columns = _legend_columns(looks, width)
@@ -82,7 +82,7 @@ def _legend_columns(looks: dict[str, Style], width: float) -> int:
 
 def _panel(axes: Axes, panel: Panel, looks: dict[str, Style], characters: int) -> dict[str, Artist]:
     """Draws a panel; returns what the legend shows of each line."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     handles: dict[str, Artist] = {}
     for line in panel.lines:
@@ -93,6 +93,9 @@ def _panel(axes: Axes, panel: Panel, looks: dict[str, Style], characters: int) -
         axes.text(0.5, 0.5, "no values", ha="center", transform=axes.transAxes, fontsize=POINTS, color=MUTED)
     elif panel.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda x, _: short(x))
     else:
         counted = all(x.is_integer() for line in panel.lines for x in line.x)  # steps and iterations have no halves
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=counted))
