@@ -1,8 +1,9 @@
 """How the processes of a run share the model: each holds all of it (DDP), or a part of every weight (FSDP2).
 
 The trainer works through a layout, :class:`Replicated` or :class:`Sharded`, and knows no other difference. Which one is
-``run.parallel``: ``ddp``, ``fsdp``, or ``auto``, what accelerate's configuration says and without one DDP. One process
-alone always holds the whole model.
+``run.parallel``: ``ddp``, ``fsdp``, or ``auto``, what accelerate's configuration says, and without one FSDP where the
+model is too large for a GPU (:func:`flowrl.policies.memory.is_large`), else DDP. One process alone always holds the
+whole model.
 
 Sharding is by torch's ``fully_shard``, with accelerate's FullyShardedDataParallelPlugin as the source of the settings:
 accelerate shards on GPUs only, so that its own preparation could not be tested without some, and it would reduce
@@ -11,6 +12,7 @@ gradients in bfloat16 and round the timesteps and rotary angles that go into the
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from flowrl.agreement import shared_store
 from flowrl.copies import Copy
 from flowrl.errors import UserError, listing
+from flowrl.policies.memory import is_large
 from flowrl.protocols import Policy
 from flowrl.shards import is_cut
 from flowrl.watch import Watch
@@ -85,9 +88,15 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def start(parallel: Parallel, precision: Literal["fp32", "bf16"]) -> tuple[Accelerator, Sharding | None]:
-    """Join the other processes. Returns accelerate's part in it and, where the model is to be sharded, how."""
-    settings = sharding(parallel)
+def start(
+    parallel: Parallel, precision: Literal["fp32", "bf16"], num_trained: int = 0
+) -> tuple[Accelerator, Sharding | None]:
+    """Join the other processes. Returns accelerate's part in it and, where the model is to be sharded, how.
+
+    ``num_trained``: parameters of the model, where all of them are trained.
+    """
+    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else math.inf
+    settings = sharding(parallel, large=is_large(num_trained, memory))
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads scorers in one process only
     handlers = [
         DistributedDataParallelKwargs(broadcast_buffers=False),  # ranks' rollouts differ in their forwards
@@ -282,13 +291,14 @@ def _check_environment() -> None:
         raise UserError(f"{local} processes on this machine, which has {here} GPUs; every process needs one of its own")
 
 
-def sharding(parallel: Parallel) -> Sharding | None:
-    """How to shard, None for DDP. Raises UserError for what is contradictory or not supported."""
+def sharding(parallel: Parallel, *, large: bool = False) -> Sharding | None:
+    """How to shard, None for DDP; a ``large`` model is, unless something says otherwise. Raises UserError for what is
+    contradictory or not supported."""
     is_configured = _is_on("ACCELERATE_USE_FSDP")
     if is_configured and parallel == "ddp":
         raise UserError("run.parallel is ddp, but accelerate's configuration asks for FSDP; leave one of the two out")
     if not is_configured:
-        return Sharding() if parallel == "fsdp" else None
+        return Sharding() if parallel == "fsdp" or (parallel == "auto" and large) else None
     plugin = FullyShardedDataParallelPlugin()  # reads the environment that accelerate launch has set
     is_by_size = os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == "SIZE_BASED_WRAP"
     has_axes = _is_on("ACCELERATE_USE_PARALLELISM_CONFIG")

@@ -20,7 +20,7 @@ from flowrl.packing import num_padded, pack
 from flowrl.plan import Kind
 from flowrl.policies.blocks import is_compiled
 from flowrl.policies.diffusers_policy import DiffusersConfig
-from flowrl.policies.memory import RESERVE, TrainingPlan, plan_training, share_of
+from flowrl.policies.memory import RESERVE, TrainingPlan, is_large, plan_training, share_of
 from flowrl.policies.shape import PipelineShape
 from flowrl.rates import Gpu, Rates, gpu, table
 from flowrl.recipe import Recipe
@@ -92,7 +92,9 @@ class Work:
         self.prompts = len(rank_slice(recipe.rollout.prompts, 0, gpus).positions)
         self.flops = self.shape.flops_per_forward * self.model.evals_per_velocity / table()["reference"]["flops"]
         self.pixels = self.shape.height * self.shape.width / table()["reference"]["pixels"]
-        self.sharded = gpus > 1 and self.model.lora is None and recipe.run.parallel != "ddp"
+        large = is_large(self.model.num_trained(), 1e9 * self.gpu.memory_gb)
+        is_asked_for = recipe.run.parallel == "fsdp" or (recipe.run.parallel == "auto" and large)
+        self.sharded = gpus > 1 and self.model.lora is None and is_asked_for
         self.compiled = is_compiled(self.model.compile, torch.device("cuda"))
         self.packing = pack(self.plan, self.prompts, recipe.rollout.max_batch)
         if (self.shape.flops_per_forward, self.shape.height) != (table()["reference"]["flops"], 720):

@@ -238,6 +238,10 @@ class PolicyConfig(Variant, package="flowrl.policies"):
         """None where it is not known. Raises UserError where the model's configs are not here."""
         return None
 
+    def num_trained(self) -> int:
+        """Parameters that are trained, where that is the whole model; 0 where it is a small part, or not known."""
+        return 0
+
     def check(self) -> None:
         """Raise UserError where ``load`` would for want of files, before anything else is fetched or loaded."""
 

@@ -97,7 +97,8 @@ class RunSection(Section):
     precision: Literal["fp32", "bf16"]
     """Of the forwards; trainable parameters and optimiser state are fp32."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes share the model (:mod:`flowrl.parallel`); auto: as accelerate is configured, else ddp."""
+    """How several processes share the model (:mod:`flowrl.parallel`); auto: as accelerate is configured, else fsdp for
+    a model too large for a GPU and ddp for the others."""
     non_finite: Literal["fail", "skip_group"] = "fail"
     """What is not finite stops the run, or: a reward drops its peer group, a loss or gradient its update."""
     checkpoint_every: int = Field(default=10, ge=1)

@@ -56,7 +56,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, order: PromptOrder) -> None:
         self.recipe, self.order = recipe, order
-        self.accelerator, sharding = parallel.start(recipe.run.parallel, recipe.run.precision)
+        self.accelerator, sharding = parallel.start(
+            recipe.run.parallel, recipe.run.precision, recipe.model.num_trained()
+        )
         self.device = self.accelerator.device
         self.writers = Writers(self.accelerator.process_index, self.accelerator.num_processes, parallel.exchange)
         torch.manual_seed(derive_seed(recipe.run.seed, "initialisation"))  # LoRA factors

@@ -292,7 +292,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
 
 def test_auto_is_what_accelerate_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parallel.sharding("auto") is None
-    assert parallel.sharding("ddp") is None
+    assert parallel.sharding("auto", large=True) == parallel.sharding("fsdp")
+    assert parallel.sharding("ddp", large=True) is None
     assert parallel.sharding("fsdp").reshard_after_forward is True
     environment(monkeypatch, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_RESHARD_AFTER_FORWARD="false")
     assert parallel.sharding("auto").reshard_after_forward is False

@@ -116,6 +116,10 @@ class DiffusersConfig(PolicyConfig):
         published = self.published.get(self.source)
         return self.shape_of(published if published is not None else self.configs(self.folder()))
 
+    def num_trained(self) -> int:
+        """The transformer's parameters, unless LoRA is what is trained."""
+        return self.shape().num_parameters if self.lora is None else 0
+
     def configs(self, folder: Path) -> Configs:
         """The config files in ``folder``. Raises UserError where the transformer is of another class."""
         return read_configs(folder, transformer_name=self.transformer_name, t5_tokenizer=self.t5_tokenizer)

@@ -21,6 +21,10 @@ Checkpointing = StrictBool | Literal["auto"] | Annotated[float, Field(ge=0, le=1
 """Which blocks are recomputed in the backward pass: all, none, a share of them (the first), or what does not fit."""
 RESERVE = 0.05
 """Of the device's memory, left free: fragments, kernels' workspaces, communication."""
+BYTES_TRAINED = 16
+"""Of a parameter under AdamW in float32: itself, its gradient, two moments."""
+LARGE = 0.5
+"""Of a GPU's memory: a model that takes more by these bytes alone leaves too little for activations."""
 
 
 def share_of(setting: Checkpointing) -> float:
@@ -224,3 +228,12 @@ def _local(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a sharded parameter, or the whole of another."""
     local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local
+
+
+def is_large(num_trained: int, memory: float) -> bool:
+    """Whether training so many parameters needs sharding on GPUs of so many bytes.
+
+    >>> is_large(11_900_000_000, 141e9), is_large(2_240_000_000, 80e9)
+    (True, False)
+    """
+    return BYTES_TRAINED * num_trained > LARGE * memory
