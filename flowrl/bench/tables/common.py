@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -122,6 +122,30 @@ def metric_row(
         cells[metric] = cell(grid, runs=keys, reported=reported.get(metric))
     cells |= {"order": order_cell(orders[method])} if method in orders else {}
     return Row(title=study.title(method), cells=cells, group=group, failed=failure(study, spec, method, rewards))
+
+
+class Group(NamedTuple):
+    """Rows under a heading: which evaluation, of runs on which rewards, and the paper's rows beside them by their
+    ``key``."""
+
+    title: str
+    which: Evaluated
+    rewards: str
+    key: str
+
+
+def method_rows(study: Study, spec: TableSpec, groups: Iterable[Group]) -> tuple[list[Row], list[Claim]]:
+    """A row for each method in each group, and the claims on their orders."""
+    rows: list[Row] = []
+    claims: list[Claim] = []
+    for title, which, rewards, key in groups:
+        orders = order_claims(study, spec, which, rewards, key)
+        rows += [
+            metric_row(study, spec, which, method, rewards, group=title, key=key, orders=orders)
+            for method in spec.methods
+        ]
+        claims += [claim for found in orders.values() for claim in found]
+    return rows, claims
 
 
 def order_column(study: Study, spec: TableSpec) -> Column:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from flowrl.bench.report import Claim, Report, Row, Text
+from flowrl.bench.report import Report, Text
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Study
 from flowrl.bench.tables.common import (
+    Group,
     caption,
     columns_of,
-    metric_row,
+    method_rows,
     metrics_of,
-    order_claims,
     order_column,
     rewards_title,
     simple_table,
@@ -23,16 +23,9 @@ from flowrl.bench.tables.common import (
 def report(study: Study, spec: TableSpec) -> Report:
     """A group of rows for each number of steps; the paper's 10, 20 and 50 stand beside few, medium and many."""
     rewards = spec.rewards[0]
-    rows: list[Row] = []
-    claims: list[Claim] = []
-    for which in spec.steps:
-        orders = order_claims(study, spec, which, rewards, which)
-        group = f"{which}: {getattr(study.scale.steps, which)} steps"
-        rows += [
-            metric_row(study, spec, which, method, rewards, group=group, key=which, orders=orders)
-            for method in spec.methods
-        ]
-        claims += [claim for found in orders.values() for claim in found]
+    steps = study.scale.steps
+    groups = [Group(f"{which}: {getattr(steps, which)} steps", which, rewards, key=which) for which in spec.steps]
+    rows, claims = method_rows(study, spec, groups)
     what = f"Trained on {rewards_title(rewards)}, {study.scale.prompts or 'all'} prompts,"
     columns = (*columns_of(metrics_of(study)), order_column(study, spec))
     table = simple_table("steps", spec.title, columns, rows, caption(study, spec, what))
