@@ -1,8 +1,8 @@
 """Which attention kernel a policy's transformer uses, chosen by trial at the policy's own shape.
 
-A kernel may crash, and a crash on a GPU takes the process's whole state with it: in bfloat16 the backward pass of
-cuDNN's attention, whose forward pass is fast and right, was seen to. So the trials run in a process of their own
-(:mod:`flowrl.policies.attention_probe`), and what crashes, hangs or answers wrongly is not used for what it failed at.
+A kernel may crash, and a crash on a GPU takes the process's whole state with it. So the trials run in a process of
+their own (:mod:`flowrl.policies.attention_probe`), and what crashes, hangs or answers wrongly is not used for what it
+failed at.
 """
 
 from __future__ import annotations
@@ -35,8 +35,15 @@ Setting = Literal["auto", "native", "flash", "cudnn", "efficient", "math"]
 """auto: the fastest that works on a GPU, PyTorch's choice elsewhere; native: PyTorch's choice."""
 Use = Literal["rollout", "training"]
 USES: tuple[Use, ...] = ("rollout", "training")
-CANDIDATES = ("flash", "cudnn", "efficient")
-"""Those with a fused kernel; math keeps tokens^2 numbers a head, and is what is left if none works."""
+CANDIDATES: tuple[tuple[str, Use], ...] = (
+    *(("flash", "rollout"), ("cudnn", "rollout"), ("efficient", "rollout")),
+    *(("flash", "training"), ("efficient", "training")),
+)
+"""Those with a fused kernel; math keeps tokens^2 numbers a head, and is what is left if none works.
+
+cuDNN's is not among them for training: on one stack (torch 2.11, H100) its backward pass answers rightly in a trial and
+ends with an illegal memory access in compiled blocks, which hand it gradients in another layout.
+"""
 BOUNDS = {"float32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2}
 """Largest relative error. The kernels' rounding is below (in float32 some use TF32); a wrong answer is near 1."""
 PROBE = (sys.executable, "-m", "flowrl.policies.attention_probe")
@@ -105,7 +112,7 @@ class Attention:
 
         Raises UserError where one that the setting names does not work.
         """
-        candidates = CANDIDATES if self.setting == "auto" else (self.setting,)
+        candidates = CANDIDATES if self.setting == "auto" else tuple((self.setting, use) for use in USES)
         trials = tried(shape, self.device, candidates)
         if self.setting == "auto":
             self.choice = choose(trials)
@@ -205,7 +212,7 @@ def recorded_shape(call: Callable[[], object]) -> AttentionShape:
 def tried(
     shape: AttentionShape,
     device: torch.device,
-    candidates: Sequence[str],
+    candidates: Sequence[tuple[str, Use]],
     *,
     command: Sequence[str] = PROBE,
     folder: Path | None = None,
@@ -232,16 +239,15 @@ def tried(
 def run_trials(
     shape: AttentionShape,
     device: torch.device,
-    candidates: Sequence[str],
+    candidates: Sequence[tuple[str, Use]],
     *,
     command: Sequence[str] = PROBE,
     timeout: float = TIMEOUT,
 ) -> list[Trial]:
-    """Every candidate for every use, in as many processes as it takes: one that ends early is blamed on the trial it
-    was at, and the next goes on after that."""
+    """Every candidate, a backend for a use, in as many processes as it takes: one that ends early is blamed on the
+    trial it was at, and the next goes on after that."""
     found: dict[tuple[str, Use], Trial] = {}
-    wanted = [(backend, use) for use in USES for backend in candidates]
-    while waiting := [trial for trial in wanted if trial not in found]:
+    while waiting := [trial for trial in candidates if trial not in found]:
         argument = json.dumps({"device": str(device), "shape": asdict(shape), "trials": waiting})
         lines, ending = _run([*command, argument], timeout)
         begun: tuple[str, Use] | None = None
@@ -256,7 +262,7 @@ def run_trials(
             found[begun] = Trial(*begun, reason=ending)
         elif not any(trial in found for trial in waiting):  # it did not come to its first trial, and never will
             found |= {trial: Trial(*trial, reason=f"{NO_START}: {ending}") for trial in waiting}
-    return [found[trial] for trial in wanted]
+    return [found[trial] for trial in candidates]
 
 
 def _judged(trial: Trial, bound: float) -> Trial:

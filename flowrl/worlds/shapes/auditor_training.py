@@ -1,8 +1,9 @@
 """What the auditor is trained on, and its training.
 
 Scenes of the grammar with their colours exchanged at random, so that no combination of colour and form is new to it;
-sizes between the three; forms on their way to another form; pictures bent, softened, noised and sent through the VAE.
-It learns what a misshapen thing is nearest to, as the base model draws many.
+sizes between the three; forms on their way to another form; strokes and halves that are no form, and count for
+nothing; pictures bent, softened, noised and sent through the VAE. It learns what a misshapen thing is nearest to, as
+the base model draws many.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from flowrl.worlds.shapes.autoencoder import round_trip
 from flowrl.worlds.shapes.forms import distance
 from flowrl.worlds.shapes.grammar import sample_item
 from flowrl.worlds.shapes.loop import Loop
-from flowrl.worlds.shapes.misshapen import misshapen
+from flowrl.worlds.shapes.misshapen import STRANGERS, misshapen, stranger
 from flowrl.worlds.shapes.render import Array, Shape, render
 from flowrl.worlds.shapes.scene import CANVAS, COLOURS, DETAILS, RADIUS, SHAPES, Scene, Thing
 from flowrl.worlds.shapes.settings import Settings
@@ -38,6 +39,7 @@ RESIZE = 0.15  # largest log of a thing's radius over its size's
 MORPH = 0.35  # largest share of another form
 BEND = 0.9  # pixels, largest rms of the bending
 NOISE = 0.12  # largest standard deviation, pixel values in 0..1
+STRANGE = 0.2  # share of the scenes in which the things of one form are strangers
 
 FAMILIES = (SHAPES, ("arrow",), ("person",), ("letter",))
 """Forms that turn into one another."""
@@ -59,8 +61,9 @@ def _chunk(seed: int, count: int, start: int) -> tuple[np.ndarray, dict[str, np.
         rng = random.Random(derive_seed(seed, "auditor scene", index))
         scene = _resized(_recoloured(sample_item(rng).scene, rng), rng)
         noise = np.random.default_rng(derive_seed(seed, "auditor render", index))
-        pictures.append(render(scene, noise, misshapen(noise, _morphing(rng), rng.random())))
-        scenes.append(scene)
+        shape, strangers = _estranged(scene, _morphing(rng), rng, noise)
+        pictures.append(render(scene, noise, misshapen(noise, shape, rng.random())))
+        scenes.append(replace(scene, things=tuple(thing for thing in scene.things if thing.form not in strangers)))
     return np.stack(pictures), scene_labels(scenes)
 
 
@@ -101,6 +104,23 @@ def _morphing(rng: random.Random) -> Shape:
         return np.asarray((1 - share) * own + share * other, np.float32)
 
     return shape
+
+
+def _estranged(
+    scene: Scene, shape: Shape, rng: random.Random, noise: np.random.Generator
+) -> tuple[Shape, tuple[str, ...]]:
+    """The geometry with the forms that it no longer draws, in whose places there are strangers."""
+    forms = sorted(
+        {thing.form for thing in scene.things if not thing.second} - {t.form for t in scene.things if t.second}
+    )
+    if not forms or rng.random() >= STRANGE:
+        return shape, ()
+    gone, strange = rng.choice(forms), stranger(rng.choice(STRANGERS), noise)
+
+    def drawn(form: str, detail: str, radius: float, x: Array, y: Array) -> Array:
+        return (strange if form == gone else shape)(form, detail, radius, x, y)
+
+    return drawn, (gone,)
 
 
 def disturbed(x: Tensor, generator: torch.Generator) -> Tensor:
