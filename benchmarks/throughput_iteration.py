@@ -25,8 +25,8 @@ from flowrl.trainer import Trainer
 EAGER = {"autocast": "fp32", "bf16": "bf16", "fp32": "fp32"}
 """The published way's weights: fp32 under bf16 autocast, bf16, or fp32 throughout (a CPU's)."""
 
-PLAIN = {"compile": "none", "attention": "native", "gradient_checkpointing": "true"}
-"""How the published programs run the model."""
+PLAIN = {"compile": "none", "attention": "auto", "gradient_checkpointing": "true"}
+"""How the published programs run the model; attention by the fastest kernel that works, as PyTorch is meant to choose."""
 
 
 Rewarded = dict[tuple[NoiseKey, int], list[float]]

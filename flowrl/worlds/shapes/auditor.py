@@ -7,7 +7,7 @@ and detail at its centre. The judge's pixel rules take no part in it; only the m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ KINDS = tuple((form, size) for form in FORMS for size in SIZES)
 
 # Two-coloured things say in their detail on which side the first colour is.
 ALL_DETAILS = tuple(dict.fromkeys(("", *(d for details in DETAILS.values() for d in details), "left", "top")))
-ATTRIBUTES = {"colour": COLOURS, "second": ("", *COLOURS), "detail": ALL_DETAILS}
+ATTRIBUTES = {"colour": COLOURS, "second": ("", *COLOURS), "detail": ALL_DETAILS, "style": STYLES}
 GLOBALS = {"background": BACKGROUNDS, "style": STYLES, "flag": ("", *FLAGS)}
 
 DETAIL_MASK = torch.tensor(
@@ -70,7 +70,7 @@ class Measured(Thing):
 
 
 def scene_labels(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
-    """The scenes as arrays: ``things`` float32 [N, MOST_THINGS, 7] and ``whole`` int64 [N, 3].
+    """The scenes as arrays: ``things`` float32 [N, MOST_THINGS, 8] and ``whole`` int64 [N, 3].
 
     A thing's row: its place in ``KINDS`` + 1 (0: none), x, y, radius, then the index of each of ``ATTRIBUTES``.
     """
@@ -79,7 +79,8 @@ def scene_labels(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
     for n, scene in enumerate(scenes):
         whole[n] = [values.index(getattr(scene, name)) for name, values in GLOBALS.items()]
         for m, thing in enumerate(scene.things):
-            attributes = [values.index(getattr(thing, name)) for name, values in ATTRIBUTES.items()]
+            own = replace(thing, style=thing.style or scene.style)
+            attributes = [values.index(getattr(own, name)) for name, values in ATTRIBUTES.items()]
             things[n, m] = [KINDS.index((thing.form, thing.size)) + 1, thing.x, thing.y, thing.radius, *attributes]
     return {"things": things, "whole": whole}
 
@@ -101,9 +102,9 @@ def _block(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.
 
 
 class Auditor(nn.Module):
-    """Images [B, 3, 64, 64] in 0..1 -> what is where; 0.33 M parameters."""
+    """Images [B, 3, 64, 64] in 0..1 -> what is where; 0.73 M parameters."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.stem = nn.Sequential(_block(3, width // 2), _block(width // 2, width, 2), _block(width, width, 2))
         self.body = nn.ModuleList(_block(width, width, dilation=d) for d in (1, 2, 4, 1, 2, 4, 1))

@@ -2,8 +2,8 @@
 
 Scenes of the grammar with their colours exchanged at random, so that no combination of colour and form is new to it;
 sizes between the three; forms on their way to another form; strokes and halves that are no form, and count for
-nothing; pictures bent, softened, noised and sent through the VAE. It learns what a misshapen thing is nearest to, as
-the base model draws many.
+nothing; things in a style of their own; pictures bent, softened, noised and sent through the VAE. It learns what a
+misshapen thing is nearest to, as the base model draws many.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flowrl.worlds.shapes.grammar import sample_item
 from flowrl.worlds.shapes.loop import Loop
 from flowrl.worlds.shapes.misshapen import STRANGERS, misshapen, stranger
 from flowrl.worlds.shapes.render import Array, Shape, render
-from flowrl.worlds.shapes.scene import CANVAS, COLOURS, DETAILS, RADIUS, SHAPES, Scene, Thing
+from flowrl.worlds.shapes.scene import CANVAS, COLOURS, DETAILS, RADIUS, SHAPES, STYLES, Scene, Thing
 from flowrl.worlds.shapes.settings import Settings
 
 CHUNK = 500
@@ -40,6 +40,7 @@ MORPH = 0.35  # largest share of another form
 BEND = 0.9  # pixels, largest rms of the bending
 NOISE = 0.12  # largest standard deviation, pixel values in 0..1
 STRANGE = 0.2  # share of the scenes in which the things of one form are strangers
+MIXED = 0.3  # share of the scenes in which each thing may have another style
 
 FAMILIES = (SHAPES, ("arrow",), ("person",), ("letter",))
 """Forms that turn into one another."""
@@ -59,7 +60,7 @@ def _chunk(seed: int, count: int, start: int) -> tuple[np.ndarray, dict[str, np.
     scenes, pictures = [], []
     for index in range(start, min(start + CHUNK, count)):
         rng = random.Random(derive_seed(seed, "auditor scene", index))
-        scene = _resized(_recoloured(sample_item(rng).scene, rng), rng)
+        scene = _restyled(_resized(_recoloured(sample_item(rng).scene, rng), rng), rng)
         noise = np.random.default_rng(derive_seed(seed, "auditor render", index))
         shape, strangers = _estranged(scene, _morphing(rng), rng, noise)
         pictures.append(render(scene, noise, misshapen(noise, shape, rng.random())))
@@ -72,6 +73,16 @@ def _recoloured(scene: Scene, rng: random.Random) -> Scene:
     other = dict(zip(COLOURS, rng.sample(COLOURS, len(COLOURS)), strict=True)) | {"": ""}
     things = tuple(replace(thing, colour=other[thing.colour], second=other[thing.second]) for thing in scene.things)
     return replace(scene, things=things)
+
+
+def _restyled(scene: Scene, rng: random.Random) -> Scene:
+    """The scene, in some cases each thing in one of two styles."""
+    if rng.random() >= MIXED:
+        return scene
+    other = rng.choice([style for style in STYLES if style != scene.style])
+    return replace(
+        scene, things=tuple(replace(thing, style=rng.choice((scene.style, other))) for thing in scene.things)
+    )
 
 
 def _resized(scene: Scene, rng: random.Random) -> Scene:

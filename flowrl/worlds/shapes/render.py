@@ -52,7 +52,7 @@ def render(scene: Scene, rng: np.random.Generator, shape: Shape = distance) -> N
         canvas[:] = np.array(BACKGROUND_RGB[scene.background]) + rng.uniform(-SHADE_JITTER, SHADE_JITTER)
     shift = rng.uniform(-SHIFT_JITTER, SHIFT_JITTER, 2)
     for thing in scene.things:
-        _draw(canvas, thing, scene.style, shift, rng, shape)
+        _draw(canvas, thing, thing.style or scene.style, shift, rng, shape)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 

@@ -75,7 +75,7 @@ class Thing:
     """One thing in a scene.
 
     ``second`` is the colour of the other half of a two-coloured circle or square; then ``detail`` says on which side
-    the first colour is: ``left`` or ``top``.
+    the first colour is: ``left`` or ``top``. Where ``style`` is empty it is the scene's.
 
     >>> Thing("circle", "red", 20.0, 32.0).radius
     8.0
@@ -88,6 +88,7 @@ class Thing:
     size: str = "medium"
     detail: str = ""
     second: str = ""
+    style: str = ""
 
     @property
     def radius(self) -> float:

@@ -26,9 +26,9 @@ def picture_of(scene: Scene) -> Picture:
     """The picture of a scene, every degree 0 or 1."""
     if scene.flag:
         return Picture((), (), (0.0,) * len(BACKGROUNDS), flag_classes(scene.flag))
-    style = _one_hot(len(STYLES), STYLES.index(scene.style))
     seen, pairs = [], []
     for thing in scene.things:
+        style = _one_hot(len(STYLES), STYLES.index(thing.style or scene.style))
         if thing.second:
             pairs.append(_pair(thing))
             seen.extend(_halves(thing, style))

@@ -35,7 +35,7 @@ CHUNK = 100  # prompts whose samples are drawn, and kept, at a time
 
 def make_renders(folder: Path, settings: ScorerSettings) -> None:
     """Writes ``images.npy`` uint8 [N, 2, 64, 64, 3] (right, broken), ``captions.json`` and what is seen where:
-    ``things.npy`` [N, 2, things, 7], ``whole.npy`` [N, 2, 3] (``flowrl.worlds.shapes.auditor.scene_labels``)."""
+    ``things.npy`` [N, 2, things, 8], ``whole.npy`` [N, 2, 3] (``flowrl.worlds.shapes.auditor.scene_labels``)."""
     captions: list[str] = []
     scenes: list[Scene] = []
     pictures: list[Pixels] = []

@@ -22,7 +22,7 @@ class Reading(nn.Module):
         self.whole = nn.ModuleList(nn.Linear(embed, len(values)) for values in GLOBALS.values())
 
     def forward(self, states: Tensor, whole: Tensor, things: Tensor, about: Tensor) -> Tensor:
-        """``things`` [B, M, 7] and ``about`` [B, 3] are ``scene_labels``; returns a mean cross-entropy."""
+        """``things`` [B, M, 8] and ``about`` [B, 3] are ``scene_labels``; returns a mean cross-entropy."""
         kind, *attributes = self.places(states).split(self.sizes, dim=-1)
         truth = thing_at(things, states.shape[1])
         loss = F.cross_entropy(kind.flatten(0, 1), truth[..., 0].flatten())
@@ -35,7 +35,7 @@ class Reading(nn.Module):
 
 
 def thing_at(things: Tensor, places: int) -> Tensor:
-    """Kind (0: none) and attributes [B, places, 4] of the smallest thing over each place, of ``things`` [B, M, 7]."""
+    """Kind (0: none) and attributes [B, places, 5] of the smallest thing over each place, of ``things`` [B, M, 8]."""
     side = int(places**0.5)
     centres = torch.arange(side, device=things.device) * PATCH + PATCH / 2
     x, y = centres.repeat(side), centres.repeat_interleave(side)
@@ -43,6 +43,6 @@ def thing_at(things: Tensor, places: int) -> Tensor:
     radius = things[..., 3, None]
     covers = (away <= (_COVER * radius).clamp(min=PATCH / 2)) & (things[..., 0, None] > 0)
     smallest = torch.where(covers, radius, torch.inf).argmin(dim=1)  # [B, places]
-    labels = things[..., [0, 4, 5, 6]].long()
+    labels = things[..., [0, *range(4, things.shape[-1])]].long()
     found = labels.gather(1, smallest[..., None].expand(-1, -1, labels.shape[-1]))
     return torch.where(covers.any(dim=1)[..., None], found, 0)
