@@ -39,7 +39,7 @@ import torch
 from phases import matmul_peak
 from random_flux import SIZES
 from throughput_forward import forwards
-from throughput_work import Line, Work, device_name, free
+from throughput_work import Line, Work, device_name, free, is_first, say
 
 from flowrl.atomic import write_json
 from flowrl.errors import UserError
@@ -105,7 +105,7 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
         free()
         found["lines"].append(line)
         say(performance_report.in_words(line))
-        if options.output is not None and _is_first():
+        if options.output is not None and is_first():
             write_json(options.output, performance_report.plain(found))
 
     for name, overrides in _variants(options.variant):
@@ -185,15 +185,6 @@ def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(text: str) -> None:
-    if _is_first():
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

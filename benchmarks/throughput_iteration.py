@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from phases import Clock, seconds_of, synchronise
 from published_loop import Counts, PublishedLoop, scaled
-from throughput_work import Line, Work, device_name, flops_of, peak_memory, predicted, reset_peak_memory
+from throughput_work import Line, Work, device_name, flops_of, peak_memory, predicted, reset_peak_memory, say
 
 from flowrl.background import Background
 from flowrl.credit import Rewards
@@ -26,7 +26,7 @@ EAGER = {"autocast": "fp32", "bf16": "bf16", "fp32": "fp32"}
 """The published way's weights: fp32 under bf16 autocast, bf16, or fp32 throughout (a CPU's)."""
 
 PLAIN = {"compile": "none", "attention": "auto", "gradient_checkpointing": "true"}
-"""How the published programs run the model; attention by the fastest kernel that works, as PyTorch is meant to choose."""
+"""How the published programs run the model, attention by the fastest kernel that works."""
 
 
 Rewarded = dict[tuple[NoiseKey, int], list[float]]
@@ -45,10 +45,14 @@ class Measured(NamedTuple):
 
 def ours(work: Work, name: str, overrides: Sequence[str], *, without_phases: bool) -> Measured:
     """One iteration through the trainer, after a short one that compiles; ``without_phases`` adds one without clock."""
+    began = time.perf_counter()
     recipe = work.load(*overrides)
     trainer = work.trainer(recipe)
     device = trainer.device
+    loading = time.perf_counter() - began
+    say(f"{name}: model and scorers are there after {loading:.0f} s; a short iteration compiles")
     first, compiling = _warm_up(trainer)
+    say(f"{name}: compiled {compiling:.0f} s of the {first:.0f} s of that iteration; now the one that is timed")
     reset_peak_memory(device)
     clock = Clock(device)
     graphs = _graphs()
@@ -68,6 +72,7 @@ def ours(work: Work, name: str, overrides: Sequence[str], *, without_phases: boo
         "padding_share": 1 - forwards / of_all if of_all else 0.0,
         "engine_share": line["phases"]["engine"] / seconds,
         "tflops": {"rollout": flops_of(recipe).rollout * prompts / _rollout_seconds(line["phases"]) / 1e12},
+        "load_seconds": loading,
         "first_seconds": first,
         "compile_seconds": compiling,
         "graphs_compiled_while_timed": _graphs() - graphs,
@@ -183,6 +188,7 @@ def published(work: Work, weights: str, parts: Sequence[int] | None, overrides: 
     trainer = work.trainer(recipe)
     device = trainer.device
     _touch(trainer)
+    say(f"{weights}, published: model and scorers are there, every kernel has run once")
     reset_peak_memory(device)
     clock = Clock(device)
     loop = PublishedLoop(trainer, clock)

@@ -86,6 +86,17 @@ def predicted(recipe: Recipe, device_name: str, world: int) -> Line | None:
     return {"seconds": found.total_seconds, "memory_gb": memory, "phases": found.seconds}
 
 
+def is_first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """A line at once, by the first process alone."""
+    if is_first():
+        print(text, flush=True)
+
+
 # ---- the device
 
 

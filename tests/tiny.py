@@ -60,7 +60,7 @@ class TinyScorer:
         self.channel, self.sign = channel, sign
 
     def score(self, images, prompts):
-        target = torch.tensor([0.3 + 0.1 * (p.index % 4) for p in prompts])
+        target = torch.tensor([0.3 + 0.1 * (p.index % 4) for p in prompts], device=images.device)
         values = -((images[:, self.channel].flatten(1).double() - target[:, None].double()) ** 2).sum(1) * self.sign
         return Scores(values, torch.ones(len(images), dtype=torch.bool), {"mean": values})
 
@@ -101,7 +101,7 @@ class BrokenScorer(TinyScorer):
     def score(self, images, prompts):
         time.sleep(self.seconds)
         values, _, parts = super().score(images, prompts)
-        broken = torch.tensor([p.index in self.broken_at for p in prompts])
+        broken = torch.tensor([p.index in self.broken_at for p in prompts], device=values.device)
         return Scores(values.where(~broken, torch.nan), ~broken, parts)
 
 

@@ -16,7 +16,7 @@ from throughput_work import predicted
 from flowrl.rates import table
 from flowrl.recipe import load_recipe
 
-REWARD_TOLERANCE = 1e-5
+REWARD_TOLERANCE = 1e-4  # in fp32: other batches round otherwise, and scorers of noise magnify it
 """In fp32: the same transitions in batches of other sizes differ by rounding; a group's std is 1e-2."""
 
 

@@ -40,7 +40,11 @@ class Tried:
 
     def __init__(self, module: Any, **settings: Any) -> None:
         self.module = module
-        defaults = {"compile": "none", "attention": "flash", "checkpointing": False}  # native may take cuDNN, which crashes
+        defaults = {
+            "compile": "none",
+            "attention": "flash",
+            "checkpointing": False,
+        }  # native may take cuDNN, which crashes
         self.speed = Speed(module, torch.device(DEVICE), **(defaults | settings))
         self.said: list[str] = []
         self.speed.say = self.said.append
