@@ -28,7 +28,7 @@ from flowrl.worlds.shapes.corruption import corrupt
 from flowrl.worlds.shapes.gallery import PIPELINE, pixels_of
 from flowrl.worlds.shapes.grammar import sample_item
 from flowrl.worlds.shapes.judge import judge
-from flowrl.worlds.shapes.prompts import test_prompts, testpoints_of
+from flowrl.worlds.shapes.prompts import test_prompts, testpoints_of, train_prompts
 from flowrl.worlds.shapes.render import render
 from flowrl.worlds.shapes.sampling import draw
 from flowrl.worlds.shapes.scene import Testpoint
@@ -62,10 +62,22 @@ def measure(
         save_grid(images[:64], output / f"samples_{number}_steps.png")
     result["judge_after_vae"] = judge_after_vae(pipeline.vae, num_prompts, seed, device)
     if num_audited:
-        asked = (list(prompts) * -(-num_audited // len(prompts)))[:num_audited]
+        held_out, trained = audited_prompts(num_audited)
+        asked = held_out + trained
         images = draw(pipeline, [prompt.text for prompt in asked], steps=AUDITED_STEPS, seed=seed + 1)
         result["auditor"] = audit(auditor, images, asked, output)
+        alone = audit(auditor, images[: len(held_out)], held_out)
+        result["auditor"]["held_out"] = {key: alone[key] for key in ("samples", "testpoints", "agreement")}
     return result
+
+
+def audited_prompts(count: int) -> tuple[list[Prompt], list[Prompt]]:
+    """So many different prompts: a fifth of them, at most all, of the held-out split; the others of the training split,
+    evenly spaced."""
+    held_out = test_prompts()[: -(-count // 5)]
+    train = train_prompts()
+    wanted = count - len(held_out)
+    return list(held_out), list(train[:: max(1, len(train) // max(1, wanted))][:wanted])
 
 
 def gold(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -111,8 +123,9 @@ class Disagreement(NamedTuple):
     answer: bool
 
 
-def audit(auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: Path) -> dict[str, Any]:
-    """Agreement of judge and auditor, per testpoint, on images of the prompts; disagreements are drawn."""
+def audit(auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: Path | None = None) -> dict[str, Any]:
+    """Agreement of judge and auditor, per testpoint, on images of the prompts; disagreements are drawn where there is
+    an ``output``."""
     verdict = judge(images, [testpoints_of(prompt) for prompt in prompts])
     scenes = auditor.scenes(images)
     table: dict[str, Counter[str]] = defaultdict(Counter)
@@ -129,7 +142,7 @@ def audit(auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: P
         total.update(counts)
     agreed = total["judge yes, auditor yes"] + total["judge no, auditor no"]
     shown = disputed[:: max(1, len(disputed) // SHOWN)][:SHOWN]
-    if shown:
+    if shown and output is not None:
         save_disagreements(images, prompts, shown, output / "disagreements.png")
     return {
         "samples": len(images),
