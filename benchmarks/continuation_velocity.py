@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from flowrl.data import load_prompts
+from flowrl.markdown import table
 from flowrl.policies import flux_blocks, fp8
 from flowrl.protocols import Continuation
 from flowrl.recipe import load_recipe
@@ -71,18 +72,19 @@ def measure(arguments: argparse.Namespace, cheaper: Sequence[str]) -> tuple[dict
             row |= {"ms": 1000 * seconds, "faster": exact_seconds / seconds}
         rows.append(row)
         print(f"{words}: {row['mean']:.4f}", file=sys.stderr, flush=True)
-    steps = " | ".join(f"{level:.2f}" for level in levels[:-1])
     timed = exact_seconds is not None
     lines = [f"{flow.what}; relative error of the velocity by noise level.", ""]
     lines += (
         [] if exact_seconds is None else [f"An exact forward of this batch takes {1000 * exact_seconds:.1f} ms.", ""]
     )
-    lines += [f"| continuation | mean | {steps} |" + (" ms | times faster |" if timed else "")]
-    lines += ["|---|---|" + "---|" * len(states) + ("---|---|" if timed else "")]
-    for row in rows:
-        cells = ["" if e is None else f"{100 * e:.1f} %" for e in row["errors"]]
-        times = f" {row['ms']:.1f} | {row['faster']:.2f} |" if timed else ""
-        lines.append(f"| {row['name']} | {100 * row['mean']:.1f} % | {' | '.join(cells)} |{times}")
+    cells = [
+        [row["name"], f"{100 * row['mean']:.1f} %"]
+        + ["" if e is None else f"{100 * e:.1f} %" for e in row["errors"]]
+        + ([f"{row['ms']:.1f}", f"{row['faster']:.2f}"] if timed else [])
+        for row in rows
+    ]
+    steps = [f"{level:.2f}" for level in levels[:-1]]
+    lines += table(["continuation", "mean", *steps, *(["ms", "times faster"] if timed else [])], cells)
     return {"what": flow.what, "levels": levels, "exact_seconds": exact_seconds, "rows": rows}, lines
 
 

@@ -41,6 +41,7 @@ from flowrl.approximation import approximation_of
 from flowrl.continuations.strided import Strided
 from flowrl.data import load_prompts
 from flowrl.engine import execute
+from flowrl.markdown import table
 from flowrl.noise import Noise
 from flowrl.plan import Plan
 from flowrl.protocols import Continuation, Policy, Scorer
@@ -126,18 +127,15 @@ def rank(arguments: argparse.Namespace) -> None:
         for name, found in candidates.items()
     }
     cost = {name: found.cost / plain.num_forwards for name, found in candidates.items()}
-    table = [_rank_row(name, by_reward, rows["stride 2"], cost[name]) for name, by_reward in rows.items()]
-    lines = [
-        "| continuation | forwards | " + " | ".join(scorers) + " | accepted |",
-        "|---|---|" + "---|" * (1 + len(scorers)),
+    ranked = [_rank_row(name, by_reward, rows["stride 2"], cost[name]) for name, by_reward in rows.items()]
+    cells = [
+        [row["name"], f"{row['cost']:.2f}"]
+        + [f"{c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in row["rewards"].values()]
+        + ["yes" if row["accepted"] else "no"]
+        for row in ranked
     ]
-    lines += [
-        f"| {row['name']} | {row['cost']:.2f} | "
-        + " | ".join(f"{c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in row["rewards"].values())
-        + f" | {'yes' if row['accepted'] else 'no'} |"
-        for row in table
-    ]
-    report({"group": arguments.group, "prompts": arguments.prompts, "rows": table}, lines, arguments.output)
+    lines = [*table(["continuation", "forwards", *scorers, "accepted"], cells)]
+    report({"group": arguments.group, "prompts": arguments.prompts, "rows": ranked}, lines, arguments.output)
 
 
 def _score(
@@ -225,12 +223,13 @@ def train(arguments: argparse.Namespace) -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         gold = list(pool.map(lambda job: _train(arguments, *job), jobs))
     by_name = {name: [g for (n, _, _), g in zip(jobs, gold, strict=True) if n == name] for name in wanted}
-    rows, lines = [], ["| continuation | gold | minus exact, paired by seed |", "|---|---|---|"]
+    rows, cells = [], []
     for name, values in by_name.items():
         gold_of, change = _over_seeds(values), _over_seeds(np.subtract(values, by_name["exact"]))
         rows.append({"name": name, "gold": values, "difference": change._asdict() if len(values) > 1 else None})
         paired = "" if name == "exact" else f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
-        lines.append(f"| {name} | {gold_of.mean:.4f} [{gold_of.low:.4f}, {gold_of.high:.4f}] | {paired} |")
+        cells.append([name, f"{gold_of.mean:.4f} [{gold_of.low:.4f}, {gold_of.high:.4f}]", paired])
+    lines = [*table(["continuation", "gold", "minus exact, paired by seed"], cells)]
     lines += ["", f"Final held-out gold, {arguments.seeds} seeds, {arguments.iterations} iterations, 95 % Student's t."]
     report({"recipe": arguments.recipe, "rows": rows}, lines, arguments.output or arguments.folder / "train.json")
 

@@ -12,6 +12,7 @@ from typing import Any
 from flowrl.atomic import replacing, write_json, write_text
 from flowrl.errors import UserError
 from flowrl.hub import read_json
+from flowrl.markdown import table as lines_of_table
 from flowrl.rates import table
 
 Line = dict[str, Any]
@@ -211,9 +212,7 @@ def _section(title: str, table: str, figure: str) -> list[str]:
 
 def _table(columns: Columns, lines: Sequence[Line]) -> str:
     rows = [[str(cell(line)).replace("|", "\\|") for cell in columns.values()] for line in lines]
-    if not rows:
-        return ""
-    return "\n".join(f"| {' | '.join(row)} |" for row in ([*columns], ["---"] * len(columns), *rows))
+    return "\n".join(lines_of_table([*columns], rows, left=range(len(columns)))) if rows else ""
 
 
 def _ratios(lines: Sequence[Line]) -> str:

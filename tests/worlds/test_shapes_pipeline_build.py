@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.worlds.shapes.auditor import Auditor, auditor_loss, scene_labels
+from flowrl.worlds.shapes import auditor_training
+from flowrl.worlds.shapes.auditor import ATTRIBUTES, Auditor, auditor_loss, scene_labels
 from flowrl.worlds.shapes.build import STAGES, build
 from flowrl.worlds.shapes.flow import pack, position_ids
+from flowrl.worlds.shapes.judge import judge
 from flowrl.worlds.shapes.loop import Loop, learning_rate
 from flowrl.worlds.shapes.render import render
-from flowrl.worlds.shapes.scene import Scene, Thing
+from flowrl.worlds.shapes.scene import STYLES, Scene, Testpoint, Thing
 from flowrl.worlds.shapes.settings import Settings
 from flowrl.worlds.shapes.stages import Stage
+from flowrl.worlds.shapes.truth import degrees
 
 CPU = torch.device("cpu")
 
@@ -107,6 +111,28 @@ def test_the_auditor_learns_to_read_two_scenes() -> None:
         assert {(t.form, t.colour, t.size, t.detail, t.second) for t in read.things} == {
             (t.form, t.colour, t.size, t.detail, t.second) for t in scene.things
         }
+
+
+def test_strangers_are_drawn_and_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditor_training, "STRANGE", 1.0)
+    kinds = auditor_training._chunk(0, 40, 0)[1]["things"][..., 0]
+    monkeypatch.setattr(auditor_training, "STRANGE", 0.0)
+    pictures, labels = auditor_training._chunk(0, 40, 0)
+    fewer = (kinds > 0).sum(1) < (labels["things"][..., 0] > 0).sum(1)
+    assert fewer.mean() > 0.8  # flags and two-coloured things stay
+    assert pictures.shape == (40, 64, 64, 3)
+
+
+def test_a_thing_may_have_a_style_of_its_own() -> None:
+    one, other = Thing("circle", "red", 16.0, 32.0), Thing("square", "blue", 48.0, 32.0)
+    mixed = Scene("white", (one, replace(other, style="outline")), "flat")
+    images = torch.from_numpy(render(mixed, np.random.default_rng(0))[None]).permute(0, 3, 1, 2).float() / 255
+    testpoints = [Testpoint("Style - Flat", name, {"kind": "style", "is": name}) for name in ("flat", "outline")]
+    assert judge(images, [testpoints]).satisfied == [[0, 0]]
+    assert degrees(mixed, testpoints)[0] < 0.5
+    styles = scene_labels([mixed])["things"][0, :2, 4 + list(ATTRIBUTES).index("style")]
+    assert [STYLES[int(style)] for style in styles] == ["flat", "outline"]
+    assert Scene.from_json(mixed.to_json()) == mixed
 
 
 def test_unknown_and_premature_stages_are_named(tmp_path: Path) -> None:

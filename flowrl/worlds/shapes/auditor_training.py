@@ -76,13 +76,13 @@ def _recoloured(scene: Scene, rng: random.Random) -> Scene:
 
 
 def _restyled(scene: Scene, rng: random.Random) -> Scene:
-    """The scene, in some cases each thing in one of two styles."""
-    if rng.random() >= MIXED:
+    """The scene, in some cases each thing in one of two styles; the scene's is then that of the most."""
+    if rng.random() >= MIXED or not scene.things:
         return scene
     other = rng.choice([style for style in STYLES if style != scene.style])
-    return replace(
-        scene, things=tuple(replace(thing, style=rng.choice((scene.style, other))) for thing in scene.things)
-    )
+    styles = [rng.choice((scene.style, other)) for _ in scene.things]
+    things = tuple(replace(thing, style=style) for thing, style in zip(scene.things, styles, strict=True))
+    return replace(scene, things=things, style=max(styles, key=styles.count))
 
 
 def _resized(scene: Scene, rng: random.Random) -> Scene:
@@ -121,9 +121,8 @@ def _estranged(
     scene: Scene, shape: Shape, rng: random.Random, noise: np.random.Generator
 ) -> tuple[Shape, tuple[str, ...]]:
     """The geometry with the forms that it no longer draws, in whose places there are strangers."""
-    forms = sorted(
-        {thing.form for thing in scene.things if not thing.second} - {t.form for t in scene.things if t.second}
-    )
+    halved = {thing.form for thing in scene.things if thing.second}
+    forms = sorted({thing.form for thing in scene.things} - halved)
     if not forms or rng.random() >= STRANGE:
         return shape, ()
     gone, strange = rng.choice(forms), stranger(rng.choice(STRANGERS), noise)

@@ -34,8 +34,8 @@ class ScorerSettings:
     """
 
     seed: int = 0
-    num_renders: int = 20_000  # captions, each with a picture that shows it and one that breaks one testpoint
-    num_groups: int = 1000  # prompts with preferences
+    num_renders: int = 60_000  # captions, each with a picture that shows it and one that breaks one testpoint
+    num_groups: int = 2500  # prompts with preferences
     group: int = 4  # samples of the base model per prompt; a render and a broken render come on top
     sample_steps: int = 8  # denoising steps of the samples, as in training
     temperature: float = 0.05  # of the labellers: P(a over b) = sigmoid((gold(a) - gold(b)) / temperature)
@@ -47,10 +47,10 @@ class ScorerSettings:
     small_vision: Tower = field(default_factory=lambda: Tower(layers=2))  # of PickScore
     small_text: Tower = field(default_factory=lambda: Tower(layers=1))
 
-    clip: Training = field(default_factory=lambda: Training(1000, 2e-3, renders=40))
-    hps: Training = field(default_factory=lambda: Training(300, 1e-3, renders=12, samples=12))
-    pickscore: Training = field(default_factory=lambda: Training(300, 1e-3, renders=12, samples=12))
-    image_reward: Training = field(default_factory=lambda: Training(1600, 1.5e-3, renders=20, samples=10))
+    clip: Training = field(default_factory=lambda: Training(4000, 2e-3, renders=40))
+    hps: Training = field(default_factory=lambda: Training(900, 1e-3, renders=12, samples=12))
+    pickscore: Training = field(default_factory=lambda: Training(900, 1e-3, renders=12, samples=12))
+    image_reward: Training = field(default_factory=lambda: Training(2400, 1.5e-3, renders=20, samples=10))
     reading: float = 0.5  # weight, while CLIP is trained, of naming the thing at each place of the picture
     warmup: int = 50
     ema: float = 0.99
