@@ -60,7 +60,7 @@ def _score(
     ranks.wait()  # all have looked before anyone writes
     missing = [image for image in images if image.key not in there]
     if missing:
-        scorer = _keeping_answers(config, path).load(ranks.device)
+        scorer = config.keeping_answers(path.with_suffix(".answers.jsonl")).load(ranks.device)
         chunks = list(_chunks(images, missing, scorer))
         for number, chunk in enumerate(chunks[ranks.rank :: ranks.world]):
             lines = _judge(folder, scorer, chunk, [prompts[image.index] for image in chunk])
@@ -74,13 +74,6 @@ def _score(
         there = known_scores(path, images)
         records.merge(path, [there[image.key].model_dump() for image in images])
     ranks.wait()
-
-
-def _keeping_answers(config: ScorerConfig, path: Path) -> ScorerConfig:
-    """A scorer that asks a judge logs every answer verbatim, beside its scores unless it names another file."""
-    if "log" in type(config).model_fields and getattr(config, "log", None) is None:
-        return config.model_copy(update={"log": path.with_suffix(".answers.jsonl")})
-    return config
 
 
 def _forget_others(path: Path, about: Path, name: str, config: ScorerConfig) -> None:
