@@ -78,8 +78,11 @@ def _score(
 
 def _forget_others(path: Path, about: Path, name: str, config: ScorerConfig) -> None:
     """Delete the scores of another scorer of that name, and note who scores now."""
-    now = ScorerRecord(metric=name, identity=config.identity(), provenance=Provenance.here())
-    if about.is_file() and same(ScorerRecord.load(about).identity, now.identity):
+    others = {other: ScorerRecord.load(other) for other in about.parent.glob("*.json")}
+    known = others.get(about)
+    order = known.order if known else 1 + max((other.order for other in others.values()), default=0)
+    now = ScorerRecord(metric=name, identity=config.identity(), provenance=Provenance.here(), order=order)
+    if known is not None and same(known.identity, now.identity):
         return
     for file in (path, *records.parts(path)):
         file.unlink(missing_ok=True)
