@@ -203,6 +203,10 @@ def page(result: Mapping[str, Any], command: str) -> str:
         "optimiser finds what they do not see. `flowrl world build shapes --scorers` makes them anew, by these",
         "[settings](../../flowrl/worlds/shapes/scoring/settings.py).",
         "",
+        "HPS and PickScore are tuned from the CLIP scorer (PickScore from its first layers), and ImageReward has its",
+        "eyes: what one does not see the others may not see either, as with the official ones, of which two are tuned",
+        "from the same CLIP. Labels, batches and sizes are each one's own.",
+        "",
         f"Measured on {result['images_per_prompt']} samples of the base model, {result['steps']} steps, for each of "
         f"{result['prompts']} held-out prompts",
         f"(mean quality by the gold judge: {result['gold']:.3f}); {result['hardware']}, x86-64.",
