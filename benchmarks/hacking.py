@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl.monitors import first_end
+from flowrl.monitors import first_end, read_scores
 from flowrl.output import RECIPE
 from flowrl.pictures import curves
 from flowrl.tracking import read_rows
@@ -42,7 +42,7 @@ def plot(folder: Path, picture: Path, **rule: Any) -> None:
         known = sorted({name for row in rows for name in row if name.startswith("test/")})
         raise SystemExit(f"{folder}: nothing was logged of {column} (known: {', '.join(known) or 'none'})")
     best = max(values, key=lambda iteration: values[iteration])
-    found = first_end(rows, **rule)
+    found = first_end(rows, **rule, scores=read_scores(folder, rule["monitor"]))
     curves([_shown(row) for row in rows], picture, {best: "best"} | ({} if found is None else {found.iteration: "end"}))
     for what, iteration in (("best", best), ("last", max(values))):
         print(f"{rule['monitor']}: {what} {values[iteration]:.4f} after iteration {iteration}")

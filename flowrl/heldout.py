@@ -5,17 +5,22 @@ Axes: n prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from flowrl import atomic
 from flowrl.continuations.strided import Strided
 from flowrl.data import rank_slice
 from flowrl.engine import execute
+from flowrl.monitors import EVALUATION
 from flowrl.noise import Noise
 from flowrl.plan import compile_plan
 from flowrl.protocols import Scorer
@@ -31,10 +36,34 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the scorers said of each prompt's image: ``scores`` name -> [n] (NaN: no answer), and the first images."""
+    """What the scorers said of each prompt's image: ``scores`` name -> [n] (None: no answer), and the first images."""
 
-    scores: Mapping[str, list[float]]
+    scores: Mapping[str, list[float | None]]
     images: list[Tensor] = field(default_factory=list)
+
+    def means(self) -> dict[str, float]:
+        """``test/NAME``: the mean over the prompts that have an answer, NaN where none has."""
+        answered = {name: [value for value in values if value is not None] for name, values in self.scores.items()}
+        return {f"test/{name}": fmean(values) if values else math.nan for name, values in answered.items()}
+
+    def coverage(self) -> dict[str, float]:
+        """``coverage/test/NAME``: the share of the prompts that have an answer."""
+        return {
+            f"coverage/test/{name}": sum(value is not None for value in values) / len(values)
+            for name, values in self.scores.items()
+        }
+
+    def __str__(self) -> str:
+        """The means on one line; a scorer that did not answer everything says so.
+
+        >>> str(HeldOut({"gold": [0.5, 0.75], "judge": [4.0, None]}))
+        'gold 0.6250, judge 4.0000 (1 of 2 answered)'
+        """
+        shown = []
+        for (name, values), mean in zip(self.scores.items(), self.means().values(), strict=True):
+            answered = sum(value is not None for value in values)
+            shown.append(f"{name} {mean:.4f}" + f" ({answered} of {len(values)} answered)" * (answered < len(values)))
+        return ", ".join(shown)
 
 
 def evaluate(
@@ -70,7 +99,10 @@ def evaluate(
     if accelerator.num_processes > 1:
         table = accelerator.gather(table)[: len(prompts)]
         images = accelerator.reduce(images.to(trainer.device), "sum").cpu() if count else images
-    return HeldOut({name: table[:, r].tolist() for r, name in enumerate(scorers)}, list(images))
+    scores = {
+        name: [None if math.isnan(value) else value for value in table[:, r].tolist()] for r, name in enumerate(scorers)
+    }
+    return HeldOut(scores, list(images))
 
 
 def _draw(trainer: Trainer, prompts: list[Prompt], scorers: Mapping[str, Scorer], *, keep_images: int) -> Scoring:
@@ -94,3 +126,16 @@ def _draw(trainer: Trainer, prompts: list[Prompt], scorers: Mapping[str, Scorer]
             leaf_batch=recipe.rollout.decode_batch,
         )
     return scoring
+
+
+def keep_scores(
+    output: Path, iteration: int, indices: Sequence[int], found: HeldOut, when: Literal["before", "after"] | None
+) -> None:
+    """Write an evaluation's scores by prompt and its coverage into ``evaluation/`` of a run's folder.
+
+    That after training stands under its iteration too: a run that goes on for longer has another one.
+    """
+    coverage = {name.removeprefix("coverage/test/"): share for name, share in found.coverage().items()}
+    values = {"iteration": iteration, "index": list(indices), "scores": found.scores, "coverage": coverage}
+    for name in ([when] if when else []) + ([] if when == "before" else [f"iteration_{iteration:06d}"]):
+        atomic.write_json(output / EVALUATION / f"{name}.json", values)

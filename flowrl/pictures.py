@@ -45,6 +45,7 @@ PANELS = (
     Panel("Learning rate", ("lr",), even_if_constant=False),
     Panel("Forwards per iteration", ("forwards", "training_forwards"), even_if_constant=False),
     Panel("Seconds per iteration", ("seconds", "seconds/*")),
+    Panel("Images with an answer", ("coverage/*", "coverage/test/*"), scale="percent", even_if_constant=False),
     Panel("Dropped groups", ("skipped_groups", "skipped_updates"), even_if_constant=False),
 )
 MARKED = ("Training reward", "Held-out scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -70,10 +71,24 @@ class Progress:
         width = len(str(self._iterations))
         parts = [f"iteration {row['iteration']:>{width}}/{self._iterations}"]
         parts += [f"{label} {row[name]:{spec}}" for label, name, spec in SHOWN if row.get(name) is not None]
+        parts += [
+            f"{name.removeprefix('coverage/')} answered {percent(share)} of images"
+            for name, share in row.items()
+            if name.startswith("coverage/") and share is not None and share < 1
+        ]
         parts += [f"not finite: {', '.join(row['non_finite'])}"] if row.get("non_finite") else []
         parts += [f"{seconds:.1f} s", f"ETA {duration(remaining)}"]
         self.note("  ".join(parts))
         self._bar.update(self._task, completed=row["iteration"], eta=duration(remaining))
+
+
+def percent(share: float) -> str:
+    """A coverage, rounded down, so that only all is 100 %.
+
+    >>> percent(0.9999), percent(1.0)
+    ('99.9 %', '100.0 %')
+    """
+    return f"{math.floor(share * 1000) / 10:.1f} %"
 
 
 def duration(seconds: float) -> str:

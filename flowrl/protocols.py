@@ -270,6 +270,15 @@ class ScorerConfig(Variant, package="flowrl.rewards"):
         values: dict[str, Any] = self.model_dump(mode="json")
         return values
 
+    def keeping_answers(self, path: Folder) -> Self:
+        """The same scorer, which keeps what its judge says in ``path`` unless its own ``log`` names another file.
+
+        One that asks nobody, and so has no ``log``, stays as it is.
+        """
+        if "log" in type(self).model_fields and getattr(self, "log", None) is None:
+            return self.model_copy(update={"log": path})
+        return self
+
     @abstractmethod
     def load(self, device: torch.device) -> Scorer: ...
 

@@ -5,6 +5,7 @@ OUTPUT/recipe.yaml            the resolved recipe, a valid recipe itself
        tensorboard/           and other trackers
        checkpoints/           to resume from
        scorers.json           what each reward and monitor is
+       answers/               what judges said, verbatim
        evaluation/            held-out scores per prompt: before, after and during; the pictures' images
        before_after.png       the same prompts and noise before and after
        weights/, weights_ema/ what plain diffusers loads; weights_best/, the best by a monitor
@@ -19,7 +20,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -28,16 +28,16 @@ from flowrl import atomic, checkpoint, parallel
 from flowrl.agreement import Agreement
 from flowrl.data import PromptOrder, check_disjoint, load_prompts
 from flowrl.errors import RunFailed, UserError, all_of
-from flowrl.heldout import HeldOut, evaluate
+from flowrl.heldout import HeldOut, evaluate, keep_scores
 from flowrl.interrupt import DropIteration, Interrupt
 from flowrl.launch import is_launched
-from flowrl.monitors import Best, Hacking, is_better, keep_if_best, read_best, reward_hacking
+from flowrl.monitors import EVALUATION, Best, Hacking, is_better, keep_if_best, read_best, read_scores, reward_hacking
 from flowrl.output import RECIPE, locked
 from flowrl.pictures import BeforeAfter, curves, grid, sample_grid
 from flowrl.progress import Progress
 from flowrl.protocols import Scorer
 from flowrl.recipe import Recipe
-from flowrl.run_folder import CHECKPOINTS, SUMMARY, prepare, save_weights, write_identities, write_snapshot
+from flowrl.run_folder import ANSWERS, CHECKPOINTS, SUMMARY, prepare, save_weights, write_identities, write_snapshot
 from flowrl.summary import Summary, changes, device_name, plain
 from flowrl.tracking import Tracking, make_row, read_rows
 from flowrl.trainer import Trainer
@@ -69,7 +69,9 @@ def train(
         test_prompts = _test_prompts(recipe)
         check_disjoint(train_prompts, test_prompts)
         found = prepare(recipe, output, resume)
-        trainer = Trainer(recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed))
+        trainer = Trainer(
+            recipe, PromptOrder(train_prompts, recipe.rollout.prompts, recipe.run.seed), answers=output / ANSWERS
+        )
         is_main = trainer.accelerator.is_main_process
         if is_main:
             stack.enter_context(locked(output))
@@ -105,7 +107,8 @@ class _Session:
         """Of the scorers; known to the main process."""
         self.scorers: dict[str, Scorer] = {}
         if test_prompts:
-            self.scorers = {name: trainer.load_scorer(s) for name, s in self.recipe.evaluation.scorers.items()}
+            monitors = self.recipe.evaluation.scorers.items()
+            self.scorers = {name: trainer.load_scorer(scorer, f"test/{name}") for name, scorer in monitors}
 
     def run(self, found: checkpoint.Found | None, stop_after: int | None) -> Summary:
         """Begin or go on, to the end or until asked to stop."""
@@ -223,14 +226,15 @@ class _Session:
         rows = read_rows(self.output) if self.is_main else []
         return self._agreed(any(r["iteration"] == self.trainer.iteration and set(names) <= r.keys() for r in rows))
 
-    def _judge_run(self, means: Mapping[str, float] | None = None) -> None:
+    def _judge_run(self, metrics: Mapping[str, float] | None = None) -> None:
         """Whether the run ends early, by its rows and an evaluation that is not among them yet."""
         rule = self.recipe.evaluation.stop
         if rule is None or not self.scorers:
             return
         if self.is_main:
-            new = [] if means is None else [make_row(self.trainer.iteration, means)]
-            self.hacking = reward_hacking([*read_rows(self.output), *new], **rule.model_dump())
+            new = [] if metrics is None else [make_row(self.trainer.iteration, metrics)]
+            scores = read_scores(self.output, rule.monitor)
+            self.hacking = reward_hacking([*read_rows(self.output), *new], **rule.model_dump(), scores=scores)
             if self.hacking is not None:
                 self.progress.note(str(self.hacking))
         self.is_over = self._agreed(self.hacking is not None)
@@ -295,39 +299,32 @@ class _Session:
         self.progress.stage(f"evaluating {len(self.test_prompts)} held-out prompts, {when_text}")
         name = when or f"evaluation {iteration}"
         found = self._draw(self.test_prompts, name, num_images=num_images, at_once=when is not None)
-        means = _means(found)
-        scores = ", ".join(f"{name.removeprefix('test/')} {value:.4f}" for name, value in means.items())
-        self.progress.note(f"held-out, {when_text}: {scores}")
+        self.progress.note(f"held-out, {when_text}: {found}")
         if self.is_main:
-            self._keep_scores(found, when or f"iteration_{iteration:06d}")
-        self._keep_best(means)
-        if self._is_logged(means):
+            if found.images:
+                (self.output / EVALUATION).mkdir(exist_ok=True)
+                torch.save(found.images, self.output / EVALUATION / f"{when}.pt")
+            keep_scores(self.output, iteration, [prompt.index for prompt in self.test_prompts], found, when)
+        self._keep_best(found)
+        if self._is_logged(found.means()):
             return  # a finished run that is resumed has it already
-        self._judge_run(means)
+        metrics = found.means() | found.coverage()
+        self._judge_run(metrics)
         verdict = {} if self.recipe.evaluation.stop is None else {"early_stop": float(self.is_over)}
-        self.tracking.log(iteration, means | verdict)
+        self.tracking.log(iteration, metrics | verdict)
 
-    def _keep_scores(self, found: HeldOut, when: str) -> None:
-        folder = self.output / "evaluation"
-        folder.mkdir(exist_ok=True)
-        if found.images:
-            torch.save(found.images, folder / f"{when}.pt")
-        indices = [prompt.index for prompt in self.test_prompts]
-        answers = {name: [None if v != v else v for v in values] for name, values in found.scores.items()}
-        atomic.write_json(folder / f"{when}.json", {"index": indices, "scores": answers})
-
-    def _keep_best(self, means: Mapping[str, float]) -> None:
+    def _keep_best(self, found: HeldOut) -> None:
         """The weights that were evaluated, where they are the best so far by ``evaluation.keep_best``."""
         monitor = self.recipe.evaluation.keep_best
         if monitor is None:
             return
         trainer = self.trainer
-        candidate = Best(monitor, trainer.iteration, means[f"test/{monitor}"])
-        if not self._agreed(self.is_main and is_better(candidate, self.output)):
+        candidate, scores = Best(monitor, trainer.iteration, found.means()[f"test/{monitor}"]), found.scores[monitor]
+        if not self._agreed(self.is_main and is_better(candidate, scores, self.output)):
             return
         try:
             with trainer.averaged():
-                trainer.export(lambda: keep_if_best(self.output, candidate, trainer.policy.save_pretrained))
+                trainer.export(lambda: keep_if_best(self.output, candidate, scores, trainer.policy.save_pretrained))
         except OSError as error:
             raise RunFailed(f"the weights after iteration {candidate.iteration} cannot be written: {error}") from error
 
@@ -392,9 +389,3 @@ def _test_prompts(recipe: Recipe) -> list[Prompt]:
     if recipe.data.test is None:
         return []
     return load_prompts(recipe.data.test)[: recipe.evaluation.limit]
-
-
-def _means(found: HeldOut) -> dict[str, float]:
-    """The metrics of an evaluation: means over the prompts that have an answer."""
-    answered = {name: [value for value in values if value == value] for name, values in found.scores.items()}
-    return {f"test/{name}": fmean(values) if values else float("nan") for name, values in answered.items()}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 SCORERS = "scorers.json"
+ANSWERS = "answers"
 
 Identities = Mapping[str, Mapping[str, Any]]
 """``rewards`` and ``evaluation``: scorer's name -> :meth:`flowrl.protocols.ScorerConfig.identity`."""

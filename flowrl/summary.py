@@ -19,11 +19,15 @@ from flowrl.statistics import Interval, difference_interval, mean_interval
 
 @dataclass(frozen=True)
 class Change:
-    """A held-out score before and after training, and the paired difference, each with its 95 % interval."""
+    """A held-out score before and after training, and the paired difference, each with its 95 % interval.
+
+    They are over the ``prompts`` that both evaluations have an answer to.
+    """
 
     before: Interval
     after: Interval
     difference: Interval
+    prompts: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def changes(output: Path) -> dict[str, Change]:
         pairs = [(b, a) for b, a in zip(before[name], after[name], strict=True) if b is not None and a is not None]
         if pairs:
             b, a = zip(*pairs, strict=True)
-            found[name] = Change(mean_interval(b), mean_interval(a), difference_interval(b, a))
+            found[name] = Change(mean_interval(b), mean_interval(a), difference_interval(b, a), len(pairs))
     return found
 
 
@@ -71,7 +75,8 @@ def plain(summary: Summary) -> dict[str, Any]:
     """The summary as JSON values, with what produced it."""
     values = asdict(summary) | {"output": str(summary.output)}
     values["held_out"] = {
-        name: {part: interval._asdict() for part, interval in vars(change).items()}
+        name: {part: getattr(change, part)._asdict() for part in ("before", "after", "difference")}
+        | {"prompts": change.prompts}
         for name, change in summary.held_out.items()
     }
     values["best"] = None if summary.best is None else summary.best._asdict()
@@ -98,7 +103,8 @@ def describe(summary: Summary) -> Iterator[str]:
         yield f"ended early, after {summary.iteration} of {summary.iterations} iterations:" if early else "at the end:"
         yield f"  {summary.hacking}"
     for name, change in summary.held_out.items():
-        yield f"held-out {name}, {summary.num_prompts} prompts, 95 % bootstrap intervals:"
+        partial = f" of {summary.num_prompts}" if change.prompts < summary.num_prompts else ""
+        yield f"held-out {name}, {change.prompts}{partial} prompts, 95 % bootstrap intervals:"
         for when, interval in (("before", change.before), ("after", change.after)):
             yield f"  {when:6} {interval.mean:.3f}  [{interval.low:.3f}, {interval.high:.3f}]"
         gained = change.difference

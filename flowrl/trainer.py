@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ class Batch:
 class Trainer:
     """Policy, optimiser, schedule and average of one run; ``iteration`` is the number of iterations done."""
 
-    def __init__(self, recipe: Recipe, order: PromptOrder) -> None:
-        self.recipe, self.order = recipe, order
+    def __init__(self, recipe: Recipe, order: PromptOrder, *, answers: Path | None = None) -> None:
+        """``answers``: the folder in which scorers keep what their judges say; None: only where a ``log`` says so."""
+        self.recipe, self.order, self.answers = recipe, order, answers
         self.accelerator, sharding = parallel.start(
             recipe.run.parallel, recipe.run.precision, recipe.model.num_trained()
         )
@@ -68,7 +70,7 @@ class Trainer:
         self.layout = parallel.lay_out(self.policy, self.accelerator, sharding, needs_reference=needs_reference)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._loaded: list[tuple[ScorerConfig, Scorer]] = []
-        self.scorers = {name: self.load_scorer(reward.scorer) for name, reward in recipe.rewards.items()}
+        self.scorers = {name: self.load_scorer(reward.scorer, name) for name, reward in recipe.rewards.items()}
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
@@ -99,12 +101,18 @@ class Trainer:
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
         self._checked = False
 
-    def load_scorer(self, config: ScorerConfig) -> Scorer:
-        """The scorer, loaded once however many rewards and monitors share its config."""
+    def load_scorer(self, config: ScorerConfig, name: str) -> Scorer:
+        """The scorer, loaded once however many rewards and monitors share its config.
+
+        What its judge says is kept by the ``name`` of the first of them, in a file of each process.
+        """
         for known, scorer in self._loaded:
             if known == config:
                 return scorer
-        self._loaded.append((config, config.load(self.device)))
+        rank = self.accelerator.process_index
+        file = f"{name}.jsonl" if rank == 0 else f"{name}.process_{rank}.jsonl"
+        kept = config if self.answers is None else config.keeping_answers(self.answers / file)
+        self._loaded.append((config, kept.load(self.device)))
         return self._loaded[-1][1]
 
     # ---- the algorithm
@@ -250,6 +258,7 @@ class Trainer:
         usable = rewards.valid.double()
         of_each = (rewards.values * usable).sum((0, 1)) / usable.sum((0, 1)).clamp(min=1)
         metrics = {f"reward/{name}": float(value) for name, value in zip(rewards.names, of_each, strict=True)}
+        metrics |= {f"coverage/{name}": float(c) for name, c in zip(rewards.names, usable.mean((0, 1)), strict=True)}
         metrics["reward"] = float((of_each * torch.tensor(rewards.weights, dtype=torch.float64)).sum())
         metrics["reward_std"] = float(rewards.values.std(1)[rewards.valid.all(1)].mean())
         return metrics | {"skipped_groups": float(skipped)}

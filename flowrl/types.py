@@ -54,6 +54,8 @@ class Answer:
 
     text: str | None
     error: str | None = None
+    body: str | None = field(default=None, compare=False)
+    """What came instead of an answer, whole: ``error`` quotes its beginning. For logs."""
 
 
 class Arm(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 
 from flowrl.bench.report import Block, Cell, Column, Figure, Line, Panel, Row, Table
 from flowrl.bench.within import cell, ends
-from flowrl.monitors import first_end
+from flowrl.monitors import first_end, read_scores
 from flowrl.statistics import Interval, study_interval
 from flowrl.tracking import read_rows
 
@@ -45,7 +45,7 @@ def measure(
         between = [value for iteration, value in rewards.items() if before < iteration <= after]
         means.append(fmean(between) if between else None)
     rule = {"monitor": monitor, "reward": None, "patience": patience, "min_drop": min_drop}
-    ended = first_end(rows, **rule)
+    ended = first_end(rows, **rule, scores=read_scores(folder, monitor))
     return {
         "kind": "hacking",
         "method": method,

@@ -199,7 +199,7 @@ class Stand:
         scorers = dict(trainer.scorers)
         if with_monitors:
             monitors = {name: scorer for name, scorer in recipe.evaluation.scorers.items() if name not in scorers}
-            scorers |= {name: trainer.load_scorer(scorer) for name, scorer in monitors.items()}
+            scorers |= {name: trainer.load_scorer(scorer, name) for name, scorer in monitors.items()}
         prompts = tuple(order[0])
         rollout = recipe.rollout
         batches = (rollout.max_batch, rollout.decode_batch, rollout.score_ahead)

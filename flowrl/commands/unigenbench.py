@@ -39,6 +39,10 @@ def unigenbench(
     max_retries: Annotated[
         int, typer.Option("--max-retries", min=0, metavar="N", help="Times an unreadable answer is asked for again.")
     ] = 10,
+    on_failure: Annotated[
+        Literal["skip", "fail"],
+        typer.Option("--on-failure", help="What becomes of an image without an answer that counts."),
+    ] = "skip",
 ) -> None:
     """Judge images by UniGenBench++."""
     import torch
@@ -62,6 +66,7 @@ def unigenbench(
         per_prompt=per_prompt,
         resume=resume,
         max_retries=max_retries,
+        on_failure=on_failure,
         workers=getattr(config, "concurrency", 1),
         say=typer.echo,
     )

@@ -24,9 +24,9 @@ from flowrl.evaluation.results import (
     read_manifest,
 )
 from flowrl.evaluation.unigenbench.benchmark import Benchmark, Rows, load_benchmark
-from flowrl.evaluation.unigenbench.evaluate import ANSWERS, evaluate
+from flowrl.evaluation.unigenbench.evaluate import ANSWERS, OnFailure, evaluate
 from flowrl.evaluation.unigenbench.report import SUMMARY
-from flowrl.evaluation.unigenbench.wording import official_wording, own_wording
+from flowrl.evaluation.unigenbench.wording import Wording, official_wording, own_wording
 from flowrl.markdown import table
 from flowrl.protocols import JudgeConfig
 from flowrl.recipe import Section
@@ -52,6 +52,17 @@ class UniGenBench(Section):
     """A checkout of the benchmark, whose wording is used in place of this project's own."""
     max_retries: int = Field(default=10, ge=0)
     """Times that an unreadable answer is asked for again."""
+    on_failure: OnFailure = "skip"
+    """An image without an answer that counts is left out, which lowers the coverage (``skip``), or ends it all."""
+
+    def wording(self, benchmark: Benchmark) -> Wording:
+        """How the judge is asked. Raises UserError where the official wording cannot be read, or lacks something that a
+        prompt needs."""
+        language = benchmark.language
+        asked = own_wording(language) if self.official_from is None else official_wording(self.official_from, language)
+        for prompt in benchmark.prompts:
+            asked.render(prompt)
+        return asked
 
     def load(self, named: str | None, folder: Path, limit: int | None) -> Benchmark:
         """The prompts of ``named``, else of the settings, else those whose images lie in the evaluation ``folder``."""
@@ -66,21 +77,17 @@ class UniGenBench(Section):
 
 def judge_images(config: UniGenBench, benchmark: Benchmark, folder: Path, say: Callable[[str], None]) -> BenchResult:
     """Ask about the images in ``folder/unigenbench`` what has not been answered yet; write the benchmark's tables."""
-    language = benchmark.language
-    if config.official_from is None:
-        wording = own_wording(language)
-    else:
-        wording = official_wording(config.official_from, language)
     return evaluate(
         benchmark,
         folder / NAME / "images",
         config.judge.load(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         folder / NAME,
         identity=config.judge.identity(),
-        wording=wording,
+        wording=config.wording(benchmark),
         per_prompt=config.images_per_prompt,
         resume=True,
         max_retries=config.max_retries,
+        on_failure=config.on_failure,
         workers=getattr(config.judge, "concurrency", 1),
         say=lambda text: say(f"{NAME}: {text}"),
     )

@@ -132,7 +132,10 @@ def _benchmark(request: Request, metrics: MetricsFragment) -> Benchmark | None:
         drawn = request.output / benchmarks.NAME
         read_manifest(drawn)  # says what is missing
         limit = Generation.load(drawn / GENERATION).num_prompts
-    return config.load(request.benchmark, request.output, limit)
+    benchmark = config.load(request.benchmark, request.output, limit)
+    if request.stage != "generate":
+        config.wording(benchmark)  # says what is missing
+    return benchmark
 
 
 def _source(request: Request) -> Source:

@@ -151,6 +151,8 @@ class ScorerRecord(Record):
     metric: str
     identity: dict[str, Any]
     provenance: Provenance
+    order: int = 0
+    """Its place in the table: metrics stand in the order in which they were first asked for."""
 
 
 class Estimate(Record):

@@ -60,7 +60,7 @@ def _score(
     ranks.wait()  # all have looked before anyone writes
     missing = [image for image in images if image.key not in there]
     if missing:
-        scorer = _keeping_answers(config, path).load(ranks.device)
+        scorer = config.keeping_answers(path.with_suffix(".answers.jsonl")).load(ranks.device)
         chunks = list(_chunks(images, missing, scorer))
         for number, chunk in enumerate(chunks[ranks.rank :: ranks.world]):
             lines = _judge(folder, scorer, chunk, [prompts[image.index] for image in chunk])
@@ -76,17 +76,13 @@ def _score(
     ranks.wait()
 
 
-def _keeping_answers(config: ScorerConfig, path: Path) -> ScorerConfig:
-    """A scorer that asks a judge logs every answer verbatim, beside its scores unless it names another file."""
-    if "log" in type(config).model_fields and getattr(config, "log", None) is None:
-        return config.model_copy(update={"log": path.with_suffix(".answers.jsonl")})
-    return config
-
-
 def _forget_others(path: Path, about: Path, name: str, config: ScorerConfig) -> None:
     """Delete the scores of another scorer of that name, and note who scores now."""
-    now = ScorerRecord(metric=name, identity=config.identity(), provenance=Provenance.here())
-    if about.is_file() and same(ScorerRecord.load(about).identity, now.identity):
+    others = {other: ScorerRecord.load(other) for other in about.parent.glob("*.json")}
+    known = others.get(about)
+    order = known.order if known else 1 + max((other.order for other in others.values()), default=0)
+    now = ScorerRecord(metric=name, identity=config.identity(), provenance=Provenance.here(), order=order)
+    if known is not None and same(known.identity, now.identity):
         return
     for file in (path, *records.parts(path)):
         file.unlink(missing_ok=True)

@@ -44,13 +44,14 @@ def tabulate(folder: Path) -> Results:
     """
     benchmark = benchmarks.summary(folder)
     images = read_manifest(folder) if benchmark is None or (folder / MANIFEST).is_file() else []
-    found = {name: known_scores(scores_path(folder, name), images) for name in scored_metrics(folder)}
+    scorers = scored_metrics(folder)
+    found = {name: known_scores(scores_path(folder, name), images) for name in scorers}
     scores = {name: lines for name, lines in found.items() if len(lines) == len(images)}
     if not scores and benchmark is None:
         raise UserError(f"{folder} holds no scores yet; make them with flowrl eval --stage score --output {folder}")
     results = Results(
         generation=Generation.load((folder if images else folder / benchmarks.NAME) / GENERATION),
-        metrics={name: _result(folder, name, lines) for name, lines in scores.items()},
+        metrics={name: _result(scorers[name], lines) for name, lines in scores.items()},
         unfinished={name: len(lines) for name, lines in found.items() if name not in scores},
         benchmarks={benchmarks.NAME: benchmark} if benchmark is not None else {},
         provenance=Provenance.here(),
@@ -64,14 +65,22 @@ def tabulate(folder: Path) -> Results:
     return results
 
 
-def scored_metrics(folder: Path) -> list[str]:
-    """In the order in which they were first asked for."""
-    found = [path for path in (folder / SCORES).glob("*.json") if path.with_suffix(".jsonl").is_file()]
-    return [path.stem for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.stem))]
+def scored_metrics(folder: Path) -> dict[str, ScorerRecord]:
+    """Name -> what scored, in the order in which they were first asked for; both as the records say.
+
+    Raises UserError where a file of scores has got another name than its metric.
+    """
+    found = {}
+    for path in (folder / SCORES).glob("*.json"):
+        record = ScorerRecord.load(path)
+        if path != scores_path(folder, record.metric).with_suffix(".json"):
+            raise UserError(f"{path} holds what scored metric {record.metric!r}; give both of its files that name back")
+        if path.with_suffix(".jsonl").is_file():
+            found[record.metric] = record
+    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 
-def _result(folder: Path, name: str, scores: Mapping[Key, ScoreRecord]) -> MetricResult:
-    scorer = ScorerRecord.load(scores_path(folder, name).with_suffix(".json"))
+def _result(scorer: ScorerRecord, scores: Mapping[Key, ScoreRecord]) -> MetricResult:
     values = _means({key: line.value for key, line in scores.items()})
     parts = {part: None for line in scores.values() for part in line.parts}
     of_parts = {part: _means({key: line.parts.get(part) for key, line in scores.items()}) for part in parts}

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import time
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from flowrl.errors import UserError
-from flowrl.judges.log import AnswerLog
+from flowrl.judges.log import AnswerLog, recorded
 from flowrl.judges.pictures import data_url, encoded, prepared
 from flowrl.protocols import Judge, JudgeConfig
 from flowrl.types import Answer, Question
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SNIPPET = 200  # characters of a server's message that an error quotes
+_MOST_KEPT = 1_000_000  # characters of it that a log keeps
 
 
 class Endpoint(JudgeConfig, kind="endpoint"):
@@ -177,7 +179,8 @@ class EndpointJudge:
             return Answer(None, self._hidden(f"connection: {_name(error)}")), 0.0 if may_help else None
         if response.is_success:
             return self._read(response), None
-        answer = Answer(None, self._hidden(f"HTTP {response.status_code}: {response.text[:_SNIPPET].strip()}"))
+        message = self._hidden(response.text)
+        answer = Answer(None, f"HTTP {response.status_code}: {message[:_SNIPPET].strip()}", _capped(message))
         if response.status_code not in (408, 429) and response.status_code < 500:
             return answer, None
         wait = _retry_after(response.headers.get("retry-after", ""))
@@ -188,9 +191,10 @@ class EndpointJudge:
             choice = response.json()["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Answer(None, self._hidden(f"malformed answer: {response.text[:_SNIPPET].strip()!r}"))
+            body = self._hidden(response.text)
+            return Answer(None, f"malformed answer: {body[:_SNIPPET].strip()!r}", _capped(body))
         if not isinstance(text, str) or not text.strip():
-            return Answer(None, f"empty answer: finish_reason {reason!r}")
+            return Answer(None, f"empty answer: finish_reason {reason!r}", _capped(self._hidden(response.text)))
         if reason in ("length", "content_filter"):
             rule = f"cut off: at max_tokens {self.config.max_tokens}" if reason == "length" else "cut off: by a filter"
             return Answer(self._hidden(text), rule)
@@ -206,11 +210,17 @@ class EndpointJudge:
 
     def _keep(self, question: Question, picture: bytes, answer: Answer, attempts: int) -> Answer:
         if answer.error is not None and attempts > 1:
-            answer = Answer(answer.text, f"{answer.error} ({attempts} attempts)")
+            answer = replace(answer, error=f"{answer.error} ({attempts} attempts)")
         key = hashlib.sha256(question.text.encode("utf-8", "surrogatepass") + b"\0" + picture).hexdigest()
         record = {"key": key, "model": self.config.model, "question": question.text, "attempts": attempts}
-        self._log.append(record | {"text": answer.text, "error": answer.error})
+        self._log.append(record | recorded(answer))
         return answer
+
+
+def _capped(body: str) -> str:
+    """A server's message as logs keep it; what is left out is told."""
+    left_out = len(body) - _MOST_KEPT
+    return body if left_out <= 0 else f"{body[:_MOST_KEPT]} [flowrl: {left_out} more characters are left out]"
 
 
 def _client(config: Endpoint, timeout: float) -> httpx.Client:

@@ -12,7 +12,7 @@ from pydantic import Field
 from flowrl.errors import UserError
 from flowrl.foreign_code import refuse_kernels
 from flowrl.hub import locate_files, sha256
-from flowrl.judges.log import AnswerLog
+from flowrl.judges.log import AnswerLog, recorded
 from flowrl.judges.pictures import prepared
 from flowrl.policies.quiet import quietly
 from flowrl.protocols import Judge, JudgeConfig
@@ -99,7 +99,7 @@ class LocalJudge:
                 answer = self._answer(question)
             except (OSError, ValueError, RuntimeError) as error:  # a picture that the processor refuses, no memory
                 answer = Answer(None, f"{type(error).__name__}: {error}")
-            self._log.append({"question": question.text, "text": answer.text, "error": answer.error})
+            self._log.append({"question": question.text} | recorded(answer))
             answers.append(answer)
         return answers
 

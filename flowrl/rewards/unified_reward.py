@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -12,7 +13,7 @@ import torch
 from pydantic import model_validator
 
 from flowrl.errors import RunFailed
-from flowrl.judges.log import AnswerLog
+from flowrl.judges.log import AnswerLog, recorded
 from flowrl.protocols import Judge, JudgeConfig, Scorer, ScorerConfig
 from flowrl.rewards.images import as_pictures, finite, take
 from flowrl.rewards.unified_reward_protocols import PROTOCOLS, Axis, ProtocolName, Wording, official_wording
@@ -148,7 +149,7 @@ class UnifiedRewardScorer:
         if error is None:
             value = sum(parts[name] for name in wanted) / len(wanted)
             value = value / 5 if self.config.normalise else value
-        record = {"index": prompt.index, "prompt": prompt.text, "text": answer.text, "error": error}
+        record = {"index": prompt.index, "prompt": prompt.text} | recorded(replace(answer, error=error))
         self._log.append(record | {"protocol": self.config.protocol, "parts": parts, "value": value})
         return value, parts, error
 

@@ -109,3 +109,27 @@ def test_its_images_may_have_steps_of_their_own(work: Workplace, benchmark: str)
         for folder in ("own", "own/unigenbench", "asked", "asked/unigenbench")
     ]
     assert steps == [28, 3, 2, 2]  # 28 is the pipeline's own
+
+
+def test_a_wrong_checkout_is_told_before_anything_is_drawn(work: Workplace, benchmark: str, drawn: list) -> None:
+    metrics = work.folder / "metrics.yaml"
+    settings = metrics.read_text()
+    metrics.write_text(settings.replace("images_per_prompt: 2", f"official_from: {work.folder}"))
+    for stage in ("all", "score"):
+        if stage == "score":
+            work.evaluate(benchmark=benchmark, stage="generate")  # needs no wording
+            drawn.clear()
+            plain_scorers.CALLS.clear()
+        with pytest.raises(UserError, match=r"eval_common\.py"):
+            work.evaluate(benchmark=benchmark, stage=stage)
+        assert not drawn
+        assert not plain_scorers.CALLS, "nor scored"
+
+
+def test_a_changed_image_is_not_judged(work: Workplace, benchmark: str) -> None:
+    work.evaluate(benchmark=benchmark, stage="generate")
+    image, other = (work.output / "unigenbench" / "images" / f"7_{j}.png" for j in range(2))
+    image.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=r"7_0\.png has changed since it was drawn"):
+        work.evaluate(benchmark=benchmark, stage="score")
+    work.evaluate(benchmark=benchmark)  # draws it again

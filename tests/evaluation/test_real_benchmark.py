@@ -49,6 +49,8 @@ def test_nothing_is_asked_twice(pipeline: Path, tmp_path: Path) -> None:
         assert QUESTIONS // 2 <= asked < QUESTIONS
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
         times = Counter(json.dumps(body) for body in judge.bodies)
+    twice = sum(count > 1 for count in times.values())
+    print(f"\n{asked} questions before the kill, {len(judge.bodies) - asked} after it, asked twice: {twice}")
     assert len(times) == QUESTIONS
     assert set(times.values()) == {1}
     assert len(list((output / "unigenbench" / "images").glob("*.png"))) == QUESTIONS

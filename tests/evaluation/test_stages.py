@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -122,6 +123,27 @@ def test_the_table_needs_the_files_alone(work: Workplace, drawn: list) -> None:
     results = Results.load(work.output / "results.json")
     assert results.generation.drawing.num_steps == 2
     assert results.provenance.flowrl
+
+
+def test_a_copied_folder_gives_the_same_table(work: Workplace) -> None:
+    """Copying and checking out give files other times; names and order are the records' own."""
+    work.metrics({"z": "{kind: brightness}", "b": "{kind: place}"})
+    work.evaluate()
+    work.metrics({"a": "{kind: brightness, times: 2.0}", "z": "{kind: brightness, times: 3.0}"})
+    first = work.evaluate()
+    assert list(first.metrics) == ["z", "b", "a"], "as first asked for, though z has become another"
+    copied = work.folder / "copied"
+    shutil.copytree(work.output, copied, copy_function=shutil.copyfile)
+    for seconds, path in enumerate(sorted((copied / "scores").glob("*"))):
+        os.utime(path, (seconds, seconds))
+    second = work.evaluate(stage="table", model_or_run=None, prompts=None, output=copied)
+    assert second == first
+    assert list(second.metrics) == list(first.metrics)
+    assert (copied / "results.md").read_bytes() == (work.output / "results.md").read_bytes()
+    for suffix in (".json", ".jsonl"):
+        (copied / "scores" / f"a{suffix}").rename(copied / "scores" / f"other{suffix}")
+    with pytest.raises(UserError, match=r"other\.json holds what scored metric 'a'"):
+        work.evaluate(stage="table", model_or_run=None, prompts=None, output=copied)
 
 
 def test_a_metric_of_fewer_images_is_named_and_left_out(work: Workplace) -> None:

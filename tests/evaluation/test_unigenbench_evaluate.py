@@ -25,6 +25,7 @@ from flowrl.evaluation.unigenbench.benchmark import Benchmark, load_benchmark
 from flowrl.evaluation.unigenbench.evaluate import evaluate
 from flowrl.evaluation.unigenbench.report import BenchResult
 from flowrl.evaluation.unigenbench.wording import own_wording
+from flowrl.hub import sha256
 from flowrl.types import Answer, Question
 
 NUM_IMAGES = 2 * len(PROMPTS)
@@ -417,6 +418,80 @@ def test_left_out_and_repaired_rows_are_told(images: Path, tmp_path: Path) -> No
         )
         assert title in result.title
         assert f"{word} in " in (output / "unigenbench.md").read_text()
+
+
+# ---- an image without an answer that counts
+
+
+@pytest.mark.parametrize("answer", ["no score", said([True, False, True]), None], ids=["unreadable", "lost", "silent"])
+def test_such_an_image_ends_it_where_told(run: Any, tmp_path: Path, answer: str | None) -> None:
+    def one_fails(index: int, sample: int, times: int) -> str | None:
+        return answer if (index, sample) == (3, 0) else right(index, sample, times)
+
+    judge = FakeJudge(one_fails)
+    with pytest.raises(RunFailed, match=r"3_0\.png has no answer that counts \(.*\), and on_failure is fail"):
+        run(judge, max_retries=4, on_failure="fail")
+    asked = judge.asked.total()
+    assert judge.asked[7, 1] == 0, "the rest is not asked about"
+    kept = [row for row in lines(tmp_path / "out" / "answers.jsonl") if row["file"] == "3_0.png"]
+    assert len(kept) == 1, "what was said is kept"
+    if answer is not None:
+        with pytest.raises(RunFailed, match="on_failure is fail"):
+            run(judge, max_retries=4, on_failure="fail", resume=True)
+        assert judge.asked.total() == asked, "its answers are final, so nothing is asked"
+    assert run(judge, max_retries=4, resume=True).counts.counted == NUM_IMAGES - 1
+    assert run(FakeJudge(right), "other", on_failure="fail").counts.coverage == 1
+
+
+def test_what_came_instead_of_an_answer_is_kept_whole(run: Any, tmp_path: Path) -> None:
+    body = "busy " * 1000
+
+    def one_fails(index: int, sample: int, times: int) -> Answer | str:
+        return Answer(None, "HTTP 400: busy", body) if (index, sample) == (3, 0) else right(index, sample, times)
+
+    run(FakeJudge(one_fails))
+    (row,) = [row for row in lines(tmp_path / "out" / "answers.jsonl") if row["file"] == "3_0.png"]
+    assert {answer["body"] for answer in row["answers"]} == {body}
+    assert run(FakeJudge(right), resume=True).counts.coverage == 1
+
+
+# ---- a manifest beside the images
+
+
+def manifest_of(images: Path, per_prompt: int = 2) -> list[dict[str, Any]]:
+    made = {"seed": 0, "model_digest": "m", "steps": 1, "sigmas": "pipeline", "height": 8, "width": 8}
+    return [
+        {"prompt": text, "index": index, "j": j, "file": f"{images.name}/{index}_{j}.png", "hybrid_steps": None}
+        | {"sha256": sha256(images / f"{index}_{j}.png")}
+        | made
+        for index, text, *_ in PROMPTS
+        for j in range(per_prompt)
+    ]
+
+
+def write_manifest(images: Path, rows: Sequence[dict[str, Any]]) -> None:
+    (images.parent / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_manifest_binds_files_to_prompts(run: Any, images: Path) -> None:
+    rows = manifest_of(images)
+    write_manifest(images, rows)
+    judge = FakeJudge(right)
+    assert run(judge, "good").counts.coverage == 1
+    swapped = [row | {"prompt": "another"} if row["index"] == 7 else row for row in rows]
+    write_manifest(images, swapped)
+    with pytest.raises(UserError, match=r"7_0\.png shows 'another', and prompt 7 of the benchmark is 'a sign that"):
+        run(judge, "swapped")
+    write_manifest(images, rows[:-1])
+    with pytest.raises(UserError, match=r"lacks 1 of 6 images: 7_1\.png"):
+        run(judge, "short")
+    write_manifest(images, rows)
+    Image.new("RGB", (8, 8), (3, 1, 8)).save(images / "3_1.png")
+    with pytest.raises(UserError, match=r"3_1\.png has changed since it was drawn"):
+        run(judge, "changed")
+    assert judge.asked.total() == NUM_IMAGES
+    write_manifest(images, [row | {"file": f"others/{row['index']}_{row['j']}.png"} for row in rows])
+    assert run(FakeJudge(right), "external").counts.coverage == 1, "a manifest of another folder says nothing of it"
 
 
 def test_the_judge_protocol_is_all_that_is_asked_for(run: Any) -> None:

@@ -18,7 +18,7 @@ from http_double import Act, after, completion, drops, echoes, playing, question
 from PIL import Image
 from pydantic import ValidationError
 
-from flowrl.errors import UserError
+from flowrl.errors import RunFailed, UserError
 from flowrl.judges.endpoint import Endpoint, EndpointJudge
 from flowrl.protocols import JudgeConfig
 from flowrl.types import Answer, Question
@@ -362,6 +362,45 @@ def test_every_answer_is_kept_verbatim(tmp_path: Path) -> None:
     assert [row["question"] for row in rows] == ["number 0", "number 1", "number 2", "is it red?"]
     assert len({row["key"] for row in rows}) == 4
     assert {row["attempts"] for row in rows} == {1}
+
+
+@pytest.mark.parametrize(("act", "error"), [(400, "HTTP 400: xx"), (200, "malformed answer: 'xx")])
+def test_the_log_holds_what_came_instead_of_an_answer_whole(tmp_path: Path, act: int, error: str) -> None:
+    log, body = tmp_path / "log.jsonl", "x" * 5000
+    (answer,) = ask_once(raw(body.encode(), act), log=log)
+    assert answer.error is not None
+    assert answer.error.startswith(error)
+    assert len(answer.error) < 300, "on a terminal it stays short"
+    (row,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert row["body"] == answer.body == body
+
+
+def test_what_is_longer_than_the_log_keeps_says_so(tmp_path: Path) -> None:
+    (answer,) = ask_once(raw(b"x" * 1_000_007, 400), log=tmp_path / "log.jsonl")
+    assert answer.body == "x" * 1_000_000 + " [flowrl: 7 more characters are left out]"
+
+
+def test_a_key_that_a_long_message_repeats_is_hidden_before_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_JUDGE_KEY", KEY)
+    (answer,) = ask_once(raw(b"x" * 190 + KEY.encode(), 400), api_key_env="OUR_JUDGE_KEY", log=tmp_path / "log.jsonl")
+    assert KEY[:8] not in repr(answer)
+    assert KEY[:8] not in (tmp_path / "log.jsonl").read_text()
+
+
+def ask_once(act: Act, **values: Any) -> list[Answer]:
+    with playing(act) as double:
+        return judge(double.url, **values).ask([QUESTION])
+
+
+def test_nothing_is_written_before_there_is_an_answer(tmp_path: Path) -> None:
+    with playing(echoes) as double:
+        asked = judge(double.url, log=tmp_path / "logs" / "log.jsonl")
+        assert not list(tmp_path.iterdir())
+        (tmp_path / "logs").touch()
+        with pytest.raises(RunFailed, match="cannot write"):
+            asked.ask([QUESTION])
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -225,13 +225,14 @@ def test_fail_ends_everything_and_says_why(tmp_path: Path) -> None:
 
 def test_every_answer_is_kept_verbatim(tmp_path: Path) -> None:
     answers = iter(
-        [Answer("I like it.\nFinal Score: 4"), Answer("schön, aber keine Zahl"), Answer(None, "HTTP 500: x")]
+        [Answer("I like it.\nFinal Score: 4"), Answer("schön, aber keine Zahl"), Answer(None, "HTTP 500: x", "x" * 999)]
     )
     asking = scorer(lambda question: next(answers), log=tmp_path / "log.jsonl")
     asking.score(PICTURES, PROMPTS)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
     assert [row["text"] for row in rows] == ["I like it.\nFinal Score: 4", "schön, aber keine Zahl", None]
     assert [row["error"] for row in rows] == [None, "unparsable: no final score in the answer", "HTTP 500: x"]
+    assert [row.get("body") for row in rows] == [None, None, "x" * 999]
     assert [row["value"] for row in rows] == [4, None, None]
     assert [row["index"] for row in rows] == [0, 1, 7]
     assert dict(asking.failures) == {"unparsable": 1, "HTTP 500": 1}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowrl.errors import RunFailed, UserError
+from flowrl.evaluation.results import MANIFEST, ImageRecord, read_manifest
 from flowrl.evaluation.unigenbench.benchmark import Benchmark, BenchPrompt
 from flowrl.evaluation.unigenbench.counts import count
 from flowrl.evaluation.unigenbench.journal import Journal, Judged, Key, digest
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import PIL.Image
 
 ANSWERS = "answers.jsonl"
+OnFailure = Literal["skip", "fail"]
+"""What becomes of an image without an answer that counts: it is left out and lowers the coverage, or it ends all."""
 _SILENCE = 20
 """Tries in a row, of whichever images, that bring no answer at all: the judge is taken to be gone."""
 _SILENCE_ABOUT_ONE = 3
@@ -57,19 +60,24 @@ def evaluate(
     per_prompt: int = 4,
     resume: bool = False,
     max_retries: int = 10,
+    on_failure: OnFailure = "skip",
     workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> BenchResult:
     """Judges ``{index}_{j}.png``, j in 0..per_prompt-1, of every prompt in the folder ``images``.
 
+    Where an evaluation's manifest lies beside that folder and names its files, it says which file shows which prompt,
+    and a file that is not as it was drawn is refused.
+
     ``identity`` says exactly what the judge is (:meth:`flowrl.protocols.JudgeConfig.identity`). ``workers`` questions
     are asked at a time, each by its own call of ``judge.ask``; more than one wants a judge that bears it. An answer
-    that cannot be read is asked for again, by the same question, up to ``max_retries`` times.
+    that cannot be read is asked for again, by the same question, up to ``max_retries`` times. An image that then has
+    no answer that counts is left out (``on_failure: skip``) or ends everything (``fail``).
 
     Every image's answers are in ``output`` as soon as they are complete. ``resume`` asks only about images of which
     no answer is kept there for the same picture, question and judge, or which the judge could not be reached for.
-    Raises UserError where images are missing or ``output`` is in use, RunFailed where the judge stops answering or the
-    user interrupts; what was answered by then is kept.
+    Raises UserError where images are missing or changed or ``output`` is in use, RunFailed where the judge stops
+    answering, ``on_failure`` says so or the user interrupts; what was answered by then is kept.
     """
     tasks = _tasks(benchmark, images, wording, digest(identity), per_prompt)
     path = output / ANSWERS
@@ -77,7 +85,7 @@ def evaluate(
         raise UserError(f"--output {output} holds answers already; name another folder, or go on with them by --resume")
     with Journal(path) as journal:
         kept = journal.read()
-        done = _Asking(judge, journal, max_retries, say).ask(tasks, kept, workers)
+        done = _Asking(judge, journal, max_retries, on_failure, say).ask(tasks, kept, workers)
     rows = [(task.prompt, done[task.key].reading(len(task.prompt.names))) for task in tasks]
     result = BenchResult(
         benchmark=benchmark,
@@ -95,9 +103,12 @@ def evaluate(
 
 def _tasks(benchmark: Benchmark, images: Path, wording: Wording, judge: str, per_prompt: int) -> list[Task]:
     """One per image, in the order of the benchmark."""
+    drawn = _manifest(images)
     names = {(prompt.index, sample) for prompt in benchmark.prompts for sample in range(per_prompt)}
     missing = [
-        f"{index}_{sample}.png" for index, sample in sorted(names) if not _image(images, index, sample).is_file()
+        f"{index}_{sample}.png"
+        for index, sample in sorted(names)
+        if (drawn and (index, sample) not in drawn) or not _image(images, index, sample).is_file()
     ]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -111,8 +122,30 @@ def _tasks(benchmark: Benchmark, images: Path, wording: Wording, judge: str, per
         for sample in range(per_prompt):
             path = _image(images, prompt.index, sample)
             key = Key(path.name, sha256(path), digest(text), judge)
+            if drawn:
+                _check_drawn(drawn[prompt.index, sample], prompt, path, key.image)
             tasks.append(Task(prompt, sample, path, text, key))
     return tasks
+
+
+def _manifest(images: Path) -> dict[tuple[int, int], ImageRecord]:
+    """The files of a folder by the manifest beside it; {} for a folder that no manifest speaks of."""
+    folder = images.resolve().parent
+    if not (folder / MANIFEST).is_file():
+        return {}
+    of_folder = (record for record in read_manifest(folder) if (folder / record.file).parent == images.resolve())
+    return {record.key: record for record in of_folder}
+
+
+def _check_drawn(record: ImageRecord, prompt: BenchPrompt, path: Path, digest_now: str) -> None:
+    """Raise UserError where a file is not the one that the manifest binds to the prompt."""
+    if Path(record.file).name != path.name or record.prompt != prompt.text:
+        raise UserError(
+            f"{path}: by the {MANIFEST} beside its folder {record.file} shows {record.prompt!r}, and prompt "
+            f"{prompt.index} of the benchmark is {prompt.text!r}; name the prompts that were drawn"
+        )
+    if record.sha256 != digest_now:
+        raise UserError(f"{path} has changed since it was drawn; draw it again with flowrl eval MODEL_OR_RUN")
 
 
 def _image(images: Path, index: int, sample: int) -> Path:
@@ -122,8 +155,11 @@ def _image(images: Path, index: int, sample: int) -> Path:
 class _Asking:
     """The judge's answers to a list of tasks, kept as they come."""
 
-    def __init__(self, judge: Judge, journal: Journal, max_retries: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, judge: Judge, journal: Journal, max_retries: int, on_failure: OnFailure, say: Callable[[str], None]
+    ) -> None:
         self.judge, self.journal, self.max_retries, self.say = judge, journal, max_retries, say
+        self.on_failure = on_failure
         self.over = threading.Event()
         """Set where nothing more is to be asked."""
         self.reason: str | None = None
@@ -137,6 +173,9 @@ class _Asking:
         if kept:
             self.say(f"{len(done)} of {len(tasks)} images are answered already")
         waiting = [(task, kept.get(task.key)) for task in tasks if task.key not in done]
+        for task in tasks:
+            if task.key in done:
+                self._accept(task, done[task.key])
         with _on_signal(self._stop), ThreadPoolExecutor(workers, thread_name_prefix="unigenbench") as pool:
             try:
                 for judged in _as_they_come(pool, self._one, waiting, 2 * workers):
@@ -169,7 +208,16 @@ class _Asking:
             reading = judged.reading(len(task.prompt.names))
             values = {"index": task.prompt.index, "sample": task.sample, "testpoints": list(task.prompt.names)}
             self.journal.add(judged, values | {"outcome": reading.outcome, "passed": reading.passed})
+        if is_enough:
+            self._accept(task, judged)
         return judged if is_enough else None
+
+    def _accept(self, task: Task, judged: Judged) -> None:
+        """Ends everything where an image is left without an answer that counts and that is not to be borne."""
+        outcome = judged.reading(len(task.prompt.names)).outcome
+        if self.on_failure == "fail" and outcome != "counted":
+            last = judged.answers[-1].error or f"the last of {len(judged.answers)} is {outcome}"
+            self._stop(f"{task.key.file} has no answer that counts ({last}), and on_failure is fail")
 
     def _is_final(self, task: Task, judged: Judged) -> bool:
         """Whether asking again, another time, would be asking twice."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flowrl.errors import UserError
 from flowrl.evaluation.unigenbench.answers import Reading, read_answer
+from flowrl.judges.log import recorded
 from flowrl.types import Answer
 
 
@@ -92,7 +93,7 @@ class Journal:
 
     def add(self, judged: Judged, values: Mapping[str, Any]) -> None:
         """Appends an image's answers, with ``values`` for whoever reads the file."""
-        answers = [{"text": answer.text, "error": answer.error} for answer in judged.answers]
+        answers = [recorded(answer) for answer in judged.answers]
         row = {**judged.key._asdict(), **values, "answers": answers}
         # A lone surrogate is legal as an escape in JSON, but not in UTF-8.
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
