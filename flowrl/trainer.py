@@ -27,6 +27,7 @@ from flowrl.errors import RunFailed
 from flowrl.fitting import fit_training
 from flowrl.learner import Learner, Tally, sites_of
 from flowrl.noise import Noise
+from flowrl.packing import batch_sizes, pack
 from flowrl.plan import Plan
 from flowrl.protocols import Policy, Scorer, ScorerConfig
 from flowrl.recipe import Recipe
@@ -92,8 +93,8 @@ class Trainer:
         if (speed := getattr(self.policy, "speed", None)) is not None:
             speed.say = lambda line: self.say(line)
             num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
-            most = recipe.rollout.max_batch  # a rollout begins with its prompts' first noise, then batches are full
-            speed.expect(rollout=[min(num_mine, most), most])
+            most = recipe.rollout.max_batch
+            speed.expect(rollout=batch_sizes(pack(recipe.plan(), num_mine, most).rows, num_mine, most))
         self.iteration = 0
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
