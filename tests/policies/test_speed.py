@@ -99,6 +99,6 @@ def test_the_attention_is_chosen_at_the_first_velocity_for_the_largest_batch(
     named = trained("model.attention=flash")
     ((shape, _, candidates),) = asked
     assert shape == attention.AttentionShape(7, 2, 16 + 16, 16, "float32")
-    assert candidates == ("flash",)
-    assert named.policy.speed.attention.choice == Choice(("flash",), ("flash",))
+    assert candidates == (("flash", "rollout"), ("flash", "training"))
+    assert named.policy.speed.attention.choice == Choice(*[("flash", "efficient", "math")] * 2)
     assert "rollout: flash 1.00 ms; training: flash 1.00 ms" in named.said[0]
