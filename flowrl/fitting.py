@@ -38,6 +38,9 @@ def fit_training(trainer: Trainer, rollout: Rollout, cond: Cond, num_rows: int) 
         rows = microbatch or 1
         if microbatch is not None:
             speed.expect(training=[microbatch])
+        if trainer.recipe.loss.needs_reference:
+            with trainer.layout.reference():
+                pass  # a copy of the untrained weights is made at its first use
         blocks = _measured(policy, rollout, cond, rows, trainer.layout.no_sync())
         blocks, budget = _worst(blocks, _budget(trainer), trainer.accelerator.gather, trainer.device)
         is_chosen = policy.config.gradient_checkpointing == "auto"
