@@ -168,11 +168,8 @@ class Trainer:
     def _update(self, plan: Plan, batch: Batch, rollout: Rollout, advantage: Tensor) -> dict[str, float]:
         """The iteration's optimiser steps; ``advantage`` [p, E] of this rank's prompts."""
         recipe, world = self.recipe, self.accelerator.num_processes
-        partitions = [recipe.partition(plan, self.iteration, position) for position in range(recipe.rollout.prompts)]
-        if not self._is_fitted:
-            num_rows = max(self._most_sites(plan, chosen) for chosen in zip(*partitions, strict=True))
-            self.learner = replace(self.learner, microbatch=fit_training(self, rollout, batch.cond, num_rows))
-            self._is_fitted = True
+        partitions = self._partitions(plan)
+        self.fit(plan, rollout.x, batch.cond)
         logged: list[dict[str, float]] = []
         checked: dict[str, float] = {}
         training_forwards = 0
@@ -195,6 +192,20 @@ class Trainer:
         mean = {name: sum(found[name] for found in logged) / len(logged) for name in logged[0] if name not in total}
         worst = {name: max(found[name] for found in logged) for name in ("ratio_error", "mean_drift")}
         return mean | worst | total | checked | {"training_forwards": float(training_forwards)}
+
+    def fit(self, plan: Plan, x: Tensor, cond: Cond) -> None:
+        """Settle the microbatch and what is recomputed, for this iteration's updates of states like ``x`` [n, ...].
+
+        Once, before the first update, when all else is in memory; all ranks call it.
+        """
+        if not self._is_fitted:
+            num_rows = max(self._most_sites(plan, chosen) for chosen in zip(*self._partitions(plan), strict=True))
+            self.learner = replace(self.learner, microbatch=fit_training(self, x, cond, num_rows))
+            self._is_fitted = True
+
+    def _partitions(self, plan: Plan) -> list[Any]:
+        """Of each prompt of the global batch, the actions of each update."""
+        return [self.recipe.partition(plan, self.iteration, i) for i in range(self.recipe.rollout.prompts)]
 
     def _most_sites(self, plan: Plan, chosen: Sequence[tuple[int, ...]]) -> int:
         """The largest number of decisions that a rank trains in this update; every rank knows all ranks' shares."""
