@@ -72,7 +72,12 @@ class Trainer:
         self.scorers = {name: self.load_scorer(reward.scorer) for name, reward in recipe.rewards.items()}
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=self._fused,
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.approximation = approximation_of(self.policy, recipe.continuation, recipe.run.precision)
@@ -99,6 +104,11 @@ class Trainer:
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
         self._checked = False
+
+    @property
+    def _fused(self) -> bool | None:
+        """Whether the optimiser is one kernel that makes no copies of the weights' size: on a GPU."""
+        return True if self.device.type == "cuda" else None
 
     def load_scorer(self, config: ScorerConfig) -> Scorer:
         """The scorer, loaded once however many rewards and monitors share its config."""
@@ -338,7 +348,7 @@ class Trainer:
         if self.ema is not None and state.ema is not None:
             for name, average in self.ema.values.items():
                 average.copy_(state.ema[name])
-        optimizer: dict[str, Any] = dict(state.optimizer)
-        self.optimizer.load_state_dict(optimizer)
+        groups = [group | {"fused": self._fused} for group in state.optimizer["param_groups"]]  # may be of elsewhere
+        self.optimizer.load_state_dict({**state.optimizer, "param_groups": groups})
         self.scheduler.load_state_dict(dict(state.scheduler))
         self.iteration = state.iteration
