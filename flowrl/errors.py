@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -11,6 +14,9 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+    problems: tuple[str, ...] = ()
+    """The messages that :func:`all_of` put together."""
 
 
 def did_you_mean(value: object, allowed: Iterable[object]) -> str:
@@ -30,6 +36,31 @@ def listing(allowed: Iterable[object]) -> str:
     'a, b'
     """
     return ", ".join(sorted(str(a) for a in allowed)) or "none"
+
+
+def in_short(error: Exception) -> str:
+    """A library's message on one line, of bearable length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def all_of(*steps: Callable[[], T]) -> list[T]:
+    """What each step returns. Raises one UserError with the messages of all that failed, each message once.
+
+    >>> all_of(lambda: 1, lambda: 2)
+    [1, 2]
+    """
+    done: list[T] = []
+    problems: dict[str, None] = {}
+    for step in steps:
+        try:
+            done.append(step())
+        except UserError as error:
+            problems |= dict.fromkeys(error.problems or [str(error)])
+    if problems:
+        together = UserError("\n".join(problems))
+        together.problems = tuple(problems)
+        raise together
+    return done
 
 
 class RunFailed(Exception):  # noqa: N818 - reads as what happened

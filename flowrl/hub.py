@@ -16,8 +16,11 @@ from typing import Any
 import flowrl
 from flowrl.errors import UserError, did_you_mean, listing
 
+SCHEMES = ("local-dir:", "hf-hub:")
 WORLDS = Path(flowrl.__file__).parent / "worlds"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+BARE_HUB_ID = re.compile(rf"{HUB_ID.pattern}|[A-Za-z0-9][\w.-]*")
+"""With the old ids that have no owner, which configurations of models still name."""
 
 
 def in_worlds(path: str) -> dict[str, Path]:
@@ -33,24 +36,26 @@ def locate_files(source: str, files: Sequence[str], *, what: str, world_folder: 
     """The folder that holds ``files`` (relative paths).
 
     ``source``: the name of an embedded world that has ``world_folder``, a local folder, or a hub id whose files
-    ``hf download`` has fetched. ``what`` begins the error, for example ``reward hps``. Raises UserError that names the
-    source, the missing files and the command that fetches them.
+    ``hf download`` has fetched; ``local-dir:`` and ``hf-hub:`` in front, which are open_clip's, say which. ``what``
+    begins the error, for example ``reward hps``. Raises UserError that names the source, the missing files and the
+    command that fetches them.
     """
-    worlds = in_worlds(world_folder)
-    folder = worlds.get(source) or Path(source).expanduser()
-    if folder.is_dir():
+    scheme, _, name = source.partition(":") if source.startswith(SCHEMES) else ("", "", source)
+    worlds = {} if scheme else in_worlds(world_folder)
+    folder = worlds.get(name) or Path(name).expanduser()
+    if scheme != "hf-hub" and folder.is_dir():
         remedy = "copy them there, or name another folder or hub id"
-    elif HUB_ID.fullmatch(source):
-        folder = cached_snapshot(source, files[0])
-        remedy = f"fetch them with\n  hf download {source} {' '.join(files)}"
+    elif scheme != "local-dir" and HUB_ID.fullmatch(name):
+        folder = cached_snapshot(name, files[0])
+        remedy = f"fetch them with\n  hf download {name} {' '.join(files)}"
     else:
         raise UserError(
             f"{what}: source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
-            f"'owner/name'{did_you_mean(source, [*worlds, *siblings(folder)])}"
+            f"'owner/name'{did_you_mean(name, [*worlds, *siblings(folder)])}"
         )
-    missing = [name for name in files if not (folder / name).is_file()]
+    missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise UserError(f"{what}: {source} lacks {', '.join(missing)}; {remedy}")
+        raise UserError(f"{what}: {name} lacks {', '.join(missing)}; {remedy}")
     return folder
 
 
@@ -64,10 +69,10 @@ def cached_snapshot(hub_id: str, file: str) -> Path:
     return Path(found[: -len(file)])
 
 
-def siblings(folder: Path) -> Iterator[str]:
-    """Folders beside ``folder``, for the nearest match of a misspelt one."""
-    if folder.parent.is_dir():
-        yield from (str(folder.parent / other.name) for other in folder.parent.iterdir() if other.is_dir())
+def siblings(path: Path, *, folders: bool = True) -> Iterator[str]:
+    """Folders or files beside ``path``, for the nearest match of a misspelt one."""
+    if path.parent.is_dir():
+        yield from (str(path.parent / other.name) for other in path.parent.iterdir() if other.is_dir() == folders)
 
 
 def read_json(path: Path, *required: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.errors import UserError, all_of, did_you_mean, listing
 from flowrl.plan import Plan, compile_plan
 from flowrl.protocols import Advantage, Continuation, Kernel, Loss, PolicyConfig, Schedule, ScorerConfig
 from flowrl.recipe_changes import digest
@@ -283,14 +283,7 @@ class Recipe(Section):
 
     def check_scorers(self) -> None:
         """Raise UserError with everything that the scorers lack (weights, an address), before one is loaded."""
-        problems: dict[str, None] = {}
-        for scorer in [scorer for section in self.scorers().values() for scorer in section.values()]:
-            try:
-                scorer.check()
-            except UserError as error:
-                problems[str(error)] = None
-        if problems:
-            raise UserError("\n".join(problems))
+        all_of(*(scorer.check for section in self.scorers().values() for scorer in section.values()))
 
     @contextmanager
     def _explained(self, section: str, iteration: int) -> Iterator[None]:

@@ -27,7 +27,7 @@ import torch
 from flowrl import atomic, checkpoint, parallel
 from flowrl.agreement import Agreement
 from flowrl.data import PromptOrder, check_disjoint, load_prompts
-from flowrl.errors import RunFailed, UserError
+from flowrl.errors import RunFailed, UserError, all_of
 from flowrl.heldout import HeldOut, evaluate
 from flowrl.interrupt import DropIteration, Interrupt
 from flowrl.launch import is_launched
@@ -64,8 +64,7 @@ def train(
         raise UserError(f"--stop-after must be 1 or more iterations, got {stop_after}")
     with ExitStack() as stack:
         watch = stack.enter_context(parallel.join())  # first: what fails from here on in one process ends all
-        recipe.model.check()
-        recipe.check_scorers()
+        all_of(recipe.model.check, recipe.check_scorers)
         train_prompts = load_prompts(recipe.data.train)
         test_prompts = _test_prompts(recipe)
         check_disjoint(train_prompts, test_prompts)

@@ -21,7 +21,7 @@ from flowrl.bench.spec import TableSpec, load_bench
 from flowrl.bench.study import Study
 from flowrl.bench.units import Store, Unit
 from flowrl.costs import iteration_cost
-from flowrl.errors import UserError
+from flowrl.errors import UserError, all_of
 from flowrl.progress import duration
 from flowrl.recipe import Recipe
 
@@ -252,16 +252,12 @@ def _check(
         if any(spec.steps or spec.benchmark for spec in specs):
             find_metrics(",".join(study.metrics), study.fragment.evaluation.metrics).check()
 
-    problems: dict[str, None] = {}
-    for check in (recipe.model.check, recipe.check_scorers, metrics):
-        try:
-            check()
-        except UserError as error:
-            problems[str(error)] = None
-    if problems:
+    try:
+        all_of(recipe.model.check, recipe.check_scorers, metrics)
+    except UserError:
         if say is not None:
             _Session(study, specs, here, None, say, None, None).show_plan()
-        raise UserError("\n".join(problems))
+        raise
 
 
 def _calibrate(study: Study, recipe: Recipe, say: Callable[[str], None]) -> Rates | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, ValidationError
 
-from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.errors import UserError, all_of, did_you_mean, listing
 from flowrl.evaluation.benchmarks import UniGenBench
 from flowrl.protocols import ScorerConfig
 from flowrl.recipe import Section, import_plugins
@@ -32,11 +32,11 @@ class MetricsFragment(Section):
     benchmarks: Benchmarks = Benchmarks()
 
     def check(self) -> None:
-        """Raise UserError where something that is needed to score is missing."""
-        for scorer in self.metrics.values():
-            scorer.check()
+        """Raise UserError with everything that is needed to score and is missing."""
+        checks = [scorer.check for scorer in self.metrics.values()]
         if self.benchmarks.unigenbench is not None:
-            self.benchmarks.unigenbench.judge.check()
+            checks.append(self.benchmarks.unigenbench.judge.check)
+        all_of(*checks)
 
 
 def find_metrics(names: str, fragment: str) -> MetricsFragment:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from flowrl.errors import UserError
+from flowrl.foreign_code import refuse_kernels
 from flowrl.hub import locate_files, sha256
 from flowrl.judges.log import AnswerLog
 from flowrl.judges.pictures import prepared
@@ -68,6 +69,7 @@ class Local(JudgeConfig, kind="local"):
 
         self.check()
         folder = self.folder()
+        refuse_kernels(folder / "config.json")
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             with quietly():

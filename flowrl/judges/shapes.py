@@ -21,8 +21,11 @@ class Shapes(JudgeConfig, kind="shapes"):
     concurrency: int = Field(default=4, ge=1)
 
     def identity(self) -> dict[str, Any]:
-        """How many questions are asked at a time decides nothing."""
-        return {"kind": self.kind}
+        """With a digest of the sources that say what it answers; how many questions are asked at a time decides
+        nothing."""
+        from flowrl.worlds.shapes.judge_identity import ANSWER_SOURCES, judge_identity
+
+        return {"kind": self.kind} | judge_identity(ANSWER_SOURCES)
 
     def load(self, device: torch.device) -> Judge:
         """Serves on a free port of this machine and connects to it. Pictures go as PNG: 64 pixels leave no room for

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flowrl.errors import UserError, did_you_mean, listing
+from flowrl.foreign_code import refuse_auto_map, refuse_foreign_components
 from flowrl.hub import HUB_ID, cached_snapshot, in_worlds, read_json, siblings
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -22,7 +23,8 @@ def locate(source: str, components: Sequence[str] = COMPONENTS) -> Path:
     """The folder of a pipeline, every file of the given components in place.
 
     ``source``: the name of an embedded world, a folder, or a hub id whose files ``hf download`` has fetched; nothing is
-    downloaded here. Raises UserError that names the source, the missing files and the command that fetches them.
+    downloaded here. Raises UserError that names the source, the missing files and the command that fetches them, and
+    where the pipeline names code of its own.
     """
     worlds = embedded_worlds()
     if source in worlds:
@@ -30,9 +32,9 @@ def locate(source: str, components: Sequence[str] = COMPONENTS) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         _require(folder, missing_files(folder, components), remedy="copy them there, or name another folder or hub id")
-        return folder
+        return _without_code(folder, components)
     if HUB_ID.fullmatch(source):
-        return _locate_in_hub_cache(source, components)
+        return _without_code(_locate_in_hub_cache(source, components), components)
     raise UserError(
         f"model.source {source!r} is neither an embedded world ({listing(worlds)}), nor a folder, nor a hub id "
         f"'owner/name'{did_you_mean(source, [*worlds, *siblings(folder)])}"
@@ -49,6 +51,15 @@ def _locate_in_hub_cache(source: str, components: Sequence[str]) -> Path:
         f"and, if the model is gated, first accept its licence at https://huggingface.co/{source} and `hf auth login`"
     )
     _require(source, missing, remedy)
+    return folder
+
+
+def _without_code(folder: Path, components: Sequence[str]) -> Path:
+    refuse_foreign_components(folder / "model_index.json")
+    for component in components:
+        for config in ("config.json", "tokenizer_config.json"):
+            if (file := folder / component / config).is_file():
+                refuse_auto_map(file)
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,12 @@ class Gold(ScorerConfig, kind="gold"):
     """``value: quality`` is continuous, a reward to train on; ``score`` is the fraction of testpoints satisfied."""
 
     value: Literal["quality", "score"] = "quality"
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, and a digest of the judge's sources: another judge gives other scores."""
+        from flowrl.worlds.shapes.judge_identity import GOLD_SOURCES, judge_identity
+
+        return super().identity() | judge_identity(GOLD_SOURCES)
 
     def load(self, device: torch.device) -> Scorer:
         """The judge works on the CPU; its answers go back to the device of the images."""

@@ -12,7 +12,8 @@ from torch.nn.functional import interpolate, pad
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_tensors, normalise
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
-from flowrl.rewards.open_clip_text import CONFIG, model_config, needs_vocabulary, tokenizer
+from flowrl.rewards.open_clip_model import CONFIG, model_config, own_towers
+from flowrl.rewards.open_clip_text import text_files, tokenizer
 from flowrl.rewards.weights import WeightsConfig, filled, read_weights
 from flowrl.types import Images
 
@@ -31,8 +32,8 @@ class Hps(WeightsConfig, kind="hps"):
         config = weights.with_name(CONFIG)
         if not config.is_file():
             return (weights,)
-        beside = ["tokenizer.json"] if needs_vocabulary(model_config(config)) else []
-        return self.locate(weights.name, CONFIG, *beside)
+        cfg = own_towers(model_config(config), config)
+        return weights, config, *text_files(cfg, weights.parent, "reward hps")
 
     def load(self, device: torch.device) -> Scorer:
         """About 4 GB of memory for the official weights."""
@@ -42,7 +43,7 @@ class Hps(WeightsConfig, kind="hps"):
         cfg = model_config(beside[0]) if beside else open_clip.get_model_config("ViT-H-14")
         content = read_weights(weights)
         model: Any = filled(lambda: open_clip.CLIP(**cfg), content.get("state_dict", content), weights).to(device)
-        tokenize = tokenizer(cfg, weights.parent)
+        tokenize = tokenizer(cfg, beside[1:])
         size = cfg["vision_cfg"]["image_size"]
         judge = CosineJudge(model.encode_image, lambda texts: model.encode_text(tokenize(texts).to(device)))
         return NeuralScorer(lambda images: prepare(images, size), judge, device, self.batch_size)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, all_of
 from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
@@ -54,10 +54,15 @@ class ImageReward(WeightsConfig, kind="image_reward"):
     vocabulary: str = "google-bert/bert-base-uncased"
 
     def files(self) -> tuple[Path, ...]:
-        weights, config = self.locate("ImageReward.pt", "med_config.json")
-        beside = (weights.with_name("vocab.txt"), weights.with_name("bert-base-uncased") / "vocab.txt")
-        here = next((str(file.parent) for file in beside if file.is_file()), self.vocabulary)
-        return weights, config, *self.locate("vocab.txt", source=here)
+        weights, vocabulary = all_of(lambda: self.locate("ImageReward.pt", "med_config.json"), self._vocabulary)
+        return *weights, *vocabulary
+
+    def _vocabulary(self) -> tuple[Path, ...]:
+        """Beside the weights, where they are there."""
+        folder = self.folder("ImageReward.pt")
+        beside = () if folder is None else (folder, folder / "bert-base-uncased")
+        here = next((str(other) for other in beside if (other / "vocab.txt").is_file()), self.vocabulary)
+        return self.locate("vocab.txt", source=here)
 
     def load(self, device: torch.device) -> Scorer:
         """About 2 GB of memory for the official weights."""

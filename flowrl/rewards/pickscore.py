@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, all_of, in_short
+from flowrl.foreign_code import refuse_kernels
 from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
 from flowrl.rewards.neural import CosineJudge, NeuralScorer
-from flowrl.rewards.weights import WeightsConfig, in_short
+from flowrl.rewards.weights import WeightsConfig
 from flowrl.types import Images
 
 IMAGES = "preprocessor_config.json"
@@ -32,20 +33,25 @@ class Pickscore(WeightsConfig, kind="pickscore"):
     scale: Literal["raw", "divided_by_100"] = "divided_by_100"
 
     def files(self) -> tuple[Path, ...]:
-        weights, config = self.locate("model.safetensors", "config.json")
-        beside = (weights.parent / "processor", weights.parent)
+        weights, processor = all_of(lambda: self.locate("model.safetensors", "config.json"), self._processor)
+        return *weights, *processor
+
+    def _processor(self) -> tuple[Path, ...]:
+        """Beside the weights, where they are there."""
+        folder = self.folder("model.safetensors")
+        beside = () if folder is None else (folder / "processor", folder)
         source = next((str(folder) for folder in beside if (folder / IMAGES).is_file()), self.processor)
         try:
-            processor = self.locate(IMAGES, "tokenizer.json", source=source)
+            return self.locate(IMAGES, "tokenizer.json", source=source)
         except UserError:
-            processor = self.locate(IMAGES, "vocab.json", "merges.txt", source=source)
-        return weights, config, *processor
+            return self.locate(IMAGES, "vocab.json", "merges.txt", source=source)
 
     def load(self, device: torch.device) -> Scorer:
         """About 4 GB of memory for the official weights."""
         from transformers import CLIPTokenizer
 
-        weights, _, sizes, *_ = self.files()
+        weights, config, sizes, *_ = self.files()
+        refuse_kernels(config)
         model = load_model(weights).to(device)
         tokenize = CLIPTokenizer.from_pretrained(str(sizes.parent), local_files_only=True)
         options = {

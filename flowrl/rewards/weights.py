@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, in_short
 from flowrl.hub import locate_files, sha256
 from flowrl.protocols import ScorerConfig
 
@@ -48,6 +48,13 @@ class WeightsConfig(ScorerConfig):
                 return self._locate(names, source or self.source)
         return self._locate(last, source or self.source)
 
+    def folder(self, file: str) -> Path | None:
+        """Where ``file`` lies or, in a folder of one's own, would lie."""
+        with suppress(UserError):
+            return self.locate(file)[0].parent
+        own = Path(self.source.removeprefix("local-dir:")).expanduser()
+        return own if own.is_dir() else None
+
     def _locate(self, names: Sequence[str], source: str) -> tuple[Path, ...]:
         folder = locate_files(source, names, what=f"reward {self.kind}", world_folder=f"scorers/{self.kind}")
         return tuple(folder / name for name in names)
@@ -77,11 +84,6 @@ def filled(build: Callable[[], Module], weights: Mapping[str, Tensor], path: Pat
     except RuntimeError as error:
         raise UserError(f"{path} does not hold the weights of this architecture: {in_short(error)}") from error
     return module.float().eval().requires_grad_(False)
-
-
-def in_short(error: Exception) -> str:
-    """A library's message on one line, of bearable length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager

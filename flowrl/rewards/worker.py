@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,12 +85,30 @@ class Worker(ScorerConfig, kind="worker"):
         self.interpreter()
 
     def identity(self) -> dict[str, Any]:
-        """The fields, the SHA-256 of the script and of every option that is a file, and the environment's pins."""
+        """The fields, the SHA-256 of the script and of every file that an option names or that lies in a folder that it
+        names, the environment's pins, and the Python and packages that the script says it uses.
+
+        Starts the script, without its ``load``. Raises UserError where it cannot be started.
+        """
         script, chosen = self.script_path(), self.python or self.shipped
-        named = [Path(value).expanduser() for value in self.options.values() if isinstance(value, str)]
-        files = {str(path): sha256(path) for path in (script, *named) if path.is_file()}
+        files = {str(path): sha256(path) for path in (script, *named_files(self.options))}
         pins = environments.pins(chosen) if chosen in environments.names() else None
-        return super().identity() | {"files": files, "pins": pins}
+        return super().identity() | {"files": files, "pins": pins, "versions": self._versions()}
+
+    def _versions(self) -> dict[str, Any]:
+        try:
+            child = WorkerProcess(
+                self.interpreter(),
+                self.script_path(),
+                options={},
+                device="cpu",
+                timeout=self.start_timeout,
+                identify=True,
+            )
+        except WorkerFailed as failure:
+            raise UserError(f"reward worker: {failure}") from failure
+        child.close()
+        return child.identity
 
     def load(self, device: torch.device) -> Scorer:
         """Starts the child and waits until it has loaded. Raises UserError with what it wrote where it does not."""
@@ -166,6 +184,27 @@ class WorkerScorer:
                     raise RunFailed(f"reward worker: {failure}") from failure
                 log.warning("reward worker: %s\nstarting it again", failure)
         raise AssertionError("unreachable")
+
+
+def named_files(options: Any) -> Iterator[Path]:
+    """The files that options name, at any depth, and all files of folders that they name; hidden ones apart, where
+    downloads keep their notes. ``local-dir:`` may stand in front of a folder.
+    """
+    if isinstance(options, Mapping):
+        options = list(options.values())
+    if isinstance(options, list | tuple):
+        for option in options:
+            yield from named_files(option)
+    elif isinstance(options, str) and options:
+        path = Path(options.removeprefix("local-dir:")).expanduser()
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def shipped_workers() -> dict[str, str]:

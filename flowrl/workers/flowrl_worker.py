@@ -79,15 +79,20 @@ def pack(header: dict[str, Any], body: bytes = b"") -> bytes:
 def serve(load: Callable[[dict[str, Any], str], Score], packages: Sequence[str] = ()) -> None:
     """Answer until the parent ends.
 
+    Where the parent only wants to know what it would start, the script ends here, before ``load``.
+
     ``load(options, device)`` gives ``score(images, prompts)``, which returns a number for each image; None, NaN or an
     exception says that an image cannot be judged. ``packages`` are those whose versions identify the scorer.
     """
     if _channel is None:
         raise SystemExit("this script is a scorer for `kind: worker`; flowrl starts it")
     hello = _channel.next()
+    identity = {"python": sys.version.split()[0], "packages": versions(packages)}
+    if hello.get("identify"):
+        _channel.send({"protocol": PROTOCOL, "identity": identity})
+        raise SystemExit
     try:
         score = load(hello["options"], hello["device"])
-        identity = {"python": sys.version.split()[0], "packages": versions(packages)}
         _channel.send({"protocol": PROTOCOL, "identity": identity})
     except Exception as error:
         traceback.print_exc()

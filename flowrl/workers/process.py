@@ -54,8 +54,20 @@ class WorkerProcess:
     ([1.0], [None])
     """
 
-    def __init__(self, python: str, script: Path, *, options: Mapping[str, Any], device: str, timeout: float) -> None:
-        """Starts it and waits until it has loaded. Raises WorkerFailed."""
+    def __init__(
+        self,
+        python: str,
+        script: Path,
+        *,
+        options: Mapping[str, Any],
+        device: str,
+        timeout: float,
+        identify: bool = False,
+    ) -> None:
+        """Starts it and waits until it has loaded or, to ``identify`` it alone, until it says what it is.
+
+        Raises WorkerFailed.
+        """
         environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         self._name = script.name
         try:
@@ -79,7 +91,8 @@ class WorkerProcess:
         self._listener = threading.Thread(target=_listen, args=(self._child.stderr, self._said), daemon=True)
         self._listener.start()
         self.close = weakref.finalize(self, _end, self._child, self._listener)
-        hello = self._exchange({"options": dict(options), "device": device}, b"", timeout, "loading")
+        first = {"options": dict(options), "device": device, "identify": identify}
+        hello = self._exchange(first, b"", timeout, "loading")
         if hello.get("protocol") != PROTOCOL:
             raise self._failed(f"speaks protocol {hello.get('protocol')!r}, not {PROTOCOL}", again=False)
         self.identity: dict[str, Any] = hello.get("identity") or {}

@@ -17,7 +17,7 @@ LAYERS = {
     0: "plan ready sigmas gaussian credit surrogate types errors seeds atomic statistics",
     1: "variant protocols updates",
     2: "schedules continuations kernels advantages losses",
-    3: "hub workers policies rewards judges",
+    3: "hub foreign_code workers policies rewards judges",
     4: "noise engine learner data background scoring approximation",
 }
 LAYER_OF = {f"flowrl.{name}": layer for layer, names in LAYERS.items() for name in names.split()}

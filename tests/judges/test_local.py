@@ -76,3 +76,12 @@ def test_other_kinds_of_models_are_refused(checkpoint: Path, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="transformers cannot load"):
         Local(source=str(tmp_path)).load(torch.device("cpu"))
+
+
+def test_kernels_out_of_a_repository_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/kernel"}))
+    with pytest.raises(UserError, match=r"config\.json: attn_implementation 'someone/kernel' would run code"):
+        Local(source=str(tmp_path)).load(torch.device("cpu"))

@@ -24,7 +24,7 @@ def servers() -> int:
 def test_it_serves_itself_and_goes_away() -> None:
     before = servers()
     config = JudgeConfig.model_validate("shapes")
-    assert config.identity() == Shapes(concurrency=2).identity() == {"kind": "shapes"}
+    assert config.identity() == Shapes(concurrency=2).identity()
     judge = config.load(torch.device("cpu"))
     assert servers() == before + 1
     prompt = bench_prompts()[0]

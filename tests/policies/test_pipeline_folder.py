@@ -71,3 +71,17 @@ def test_the_digest_follows_the_content(folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(content)
     assert digest(copy, ["vae"]) != digest(folder, ["vae"])
     assert digest(copy, ["transformer"]) == digest(folder, ["transformer"])
+
+
+def test_a_pipeline_that_brings_code_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "text_encoder" / "evil.py").write_text("raise SystemExit('it ran')\n")
+    (copy / "model_index.json").write_text(json.dumps(index | {"text_encoder": ["evil", "Model"]}))
+    with pytest.raises(UserError, match=r"model_index\.json: text_encoder is a class of 'evil'"):
+        locate(str(copy))
+    (copy / "model_index.json").write_text(json.dumps(index))
+    config = json.loads((copy / "text_encoder" / "config.json").read_text())
+    (copy / "text_encoder" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(UserError, match=r"text_encoder/config\.json: auto_map names code"):
+        locate(str(copy))

@@ -14,7 +14,8 @@ import pytest
 import torch
 from scorer_golden import KINDS
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, all_of
+from flowrl.evaluation.metrics import find_metrics
 from flowrl.hub import sha256
 from flowrl.protocols import ScorerConfig
 from flowrl.rewards.random_checkpoints import make_checkpoint
@@ -70,6 +71,22 @@ def test_what_goes_with_the_weights_has_a_command_of_its_own(checkpoint: Checkpo
         config("image_reward", blip).check()
 
 
+def test_all_that_is_missing_is_named_at_once() -> None:
+    metrics = find_metrics("hps,clip,pickscore,image_reward", "official")
+    with pytest.raises(UserError) as said:
+        metrics.check()
+    message = str(said.value)
+    commands = [
+        *COMMANDS.values(),
+        "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K preprocessor_config.json vocab.json merges.txt",
+        "hf download google-bert/bert-base-uncased vocab.txt",
+    ]
+    assert sorted(line.strip() for line in message.splitlines() if "hf download" in line) == sorted(commands)
+    with pytest.raises(UserError) as again:
+        all_of(config("hps").check, metrics.check)
+    assert str(again.value).count(COMMANDS["hps"]) == 1
+
+
 @every_kind
 def test_identity_has_the_hash_of_the_weights(kind: str, checkpoint: Checkpoint) -> None:
     folder = checkpoint(kind)
@@ -77,6 +94,15 @@ def test_identity_has_the_hash_of_the_weights(kind: str, checkpoint: Checkpoint)
     assert identity["kind"] == kind
     assert identity["source"] == str(folder)
     assert identity["files"][WEIGHTS[kind]] == sha256(folder / WEIGHTS[kind])
+
+
+def test_pickscore_refuses_kernels_out_of_a_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint("pickscore"), tmp_path / "pick")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(values | {"attn_implementation": "someone/kernel"}))
+    with pytest.raises(UserError, match=r"config\.json: attn_implementation 'someone/kernel' would run code"):
+        config("pickscore", folder).load(torch.device("cpu"))
 
 
 @every_kind

@@ -300,16 +300,54 @@ def test_a_file_that_is_no_interpreter_is_named(tmp_path: Path) -> None:
         Worker(script=str(script), python=str(script)).load(CPU)
 
 
+ONLY_NAMED = "from flowrl_worker import serve\n\nserve(lambda options, device: 1 / 0, packages=['numpy', 'no_such'])\n"
+
+
 def test_its_identity_names_what_it_reads(tmp_path: Path) -> None:
-    for name in ("toy.py", "weights.bin"):
-        (tmp_path / name).write_text(name)
-    config = Worker(script=str(tmp_path / "toy.py"), options={"weights": str(tmp_path / "weights.bin"), "scale": 2})
+    script, weights = tmp_path / "toy.py", tmp_path / "weights.bin"
+    script.write_text(ONLY_NAMED)
+    weights.write_text("some")
+    config = Worker(script=str(script), options={"weights": str(weights), "scale": 2})
     identity = config.identity()
-    assert set(identity["files"]) == {str(tmp_path / "toy.py"), str(tmp_path / "weights.bin")}
+    assert set(identity["files"]) == {str(script), str(weights)}
     assert identity["pins"] is None
-    (tmp_path / "weights.bin").write_text("other")
+    weights.write_text("other")
     assert config.identity()["files"] != identity["files"]
-    assert "hpsv2==1.2.0" in Worker(script="hpsv2").identity()["pins"]
+
+
+def test_its_identity_names_what_lies_in_folders(tmp_path: Path) -> None:
+    script, model, vocabulary = tmp_path / "toy.py", tmp_path / "model", tmp_path / "vocabulary"
+    script.write_text(ONLY_NAMED)
+    seen = [model / "weights.bin", model / "text" / "config.json", vocabulary / "v.txt"]
+    for file in (*seen, model / ".cache" / "note"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    options = {"model": f"local-dir:{model}", "more": [{"tokenizer_in": str(vocabulary)}], "empty": ""}
+    config = Worker(script=str(script), options=options)
+    before = config.identity()["files"]
+    assert set(before) == {str(script), *map(str, seen)}
+    (vocabulary / "v.txt").write_text("another vocabulary")
+    after = config.identity()["files"]
+    assert {name for name in after if after[name] != before[name]} == {str(vocabulary / "v.txt")}
+
+
+def test_its_identity_has_the_versions_of_the_child(tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    script = tmp_path / "toy.py"
+    script.write_text(ONLY_NAMED)
+    found = Worker(script=str(script)).identity()["versions"]
+    assert found == {"python": sys.version.split()[0], "packages": {"numpy": version("numpy"), "no_such": None}}
+    script.write_text("raise RuntimeError('no such luck')")
+    with pytest.raises(UserError, match=r"reward worker: toy.py ended with exit code 1(.|\n)*no such luck"):
+        Worker(script=str(script)).identity()
+
+
+def test_the_identity_of_a_shipped_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowrl.workers.environments.interpreter", lambda name: Path(sys.executable))
+    identity = Worker(script="hpsv2").identity()
+    assert "hpsv2==1.2.0" in identity["pins"]
+    assert set(identity["versions"]["packages"]) == {"hpsv2", "torch", "torchvision", "pillow", "numpy"}
 
 
 def test_the_documented_worker_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ class Settings:
     refine_lr: float = 7e-4
     refine_wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.12))
 
-    auditor_scenes: int = 60_000
-    auditor_steps: int = 3000
+    auditor_scenes: int = 400_000
+    auditor_steps: int = 12_000
     auditor_batch: int = 256
     auditor_lr: float = 1e-3
 

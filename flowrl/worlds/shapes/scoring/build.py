@@ -20,6 +20,7 @@ from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.hub import sha256
 from flowrl.worlds.shapes.build import SOURCES, hardware
 from flowrl.worlds.shapes.gallery import PIPELINE
+from flowrl.worlds.shapes.judge_identity import judge_digest
 from flowrl.worlds.shapes.scoring import agreement, models, training
 from flowrl.worlds.shapes.scoring.data import Preferences, make_preferences, make_renders
 from flowrl.worlds.shapes.scoring.settings import ScorerSettings
@@ -28,8 +29,6 @@ from flowrl.worlds.shapes.stages import Stage, digest, source_digest
 Settings = ScorerSettings
 KINDS = ("clip", "hps", "pickscore", "image_reward")
 STAGES = ("renders", "preferences", *KINDS, "agreement")
-JUDGE_SOURCES = ("judge", "checks", "perception", "components", "silhouettes", "misshapen", "forms", "render")
-"""The modules that say what gold is."""
 
 _TOWERS = ("embed", "context", "vision", "text")
 _SMALL = ("embed", "context", "small_vision", "small_text")
@@ -90,7 +89,7 @@ class Builder:
         self.pipeline = built if (built / "model_index.json").exists() else PIPELINE
         drawn_by = sha256(self.pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
         world = Path(__file__).parents[1]
-        self.judge_digest = source_digest([world / f"{name}.py" for name in JUDGE_SOURCES])
+        self.judge_digest = judge_digest()
         drawn = source_digest([world / f"{name}.py" for name in SOURCES])
         outside = {
             "renders": (drawn,),
