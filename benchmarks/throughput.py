@@ -41,6 +41,7 @@ from random_flux import SIZES
 from throughput_forward import forwards
 from throughput_work import Line, Work, device_name, free, is_first, say
 
+from flowrl import parallel
 from flowrl.atomic import write_json
 from flowrl.errors import UserError
 from flowrl.hub import cache_dir
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
     if options.processes > 1 and not is_rank():
         return run(argv, options.processes, command=(sys.executable, str(Path(__file__).resolve())))
     measured(options, argv)
+    parallel.leave()
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -52,9 +51,10 @@ class Agreement:
 
 
 def shared_store(prefix: str) -> Any:
-    """The key-value store that the process group met in, under a prefix of its user's own."""
+    """The key-value store that the process group met in, under a prefix of its user's own.
+
+    Its time-out is the process group's, and stays so: setting that of a prefix sets that of all.
+    """
     from torch.distributed.distributed_c10d import _get_default_store
 
-    store = dist.PrefixStore(f"flowrl-{prefix}", _get_default_store())
-    store.set_timeout(timedelta(seconds=60))
-    return store
+    return dist.PrefixStore(f"flowrl-{prefix}", _get_default_store())

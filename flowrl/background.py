@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -74,7 +75,7 @@ class Background:
         if not self._started:
             self._started = True
             self._ended.clear()
-            stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+            stream = _stream(torch.cuda.current_device()) if torch.cuda.is_available() else None
             threading.Thread(target=self._work, args=(stream,), name="scoring", daemon=True).start()
         ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self._calls.put((function, args, ready))
@@ -118,6 +119,12 @@ class Background:
                 del call, function, args  # frees the input before there is room for another
                 room.release()
         self._ended.set()
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """The one that all calls on a GPU have: what PyTorch keeps for a stream, memory and workspaces, stays with it."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

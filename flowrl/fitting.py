@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from flowrl.engine import Rollout
 from flowrl.policies.embeddings import readable
 from flowrl.policies.memory import BlockBytes, TrainingPlan, free_bytes, plan_training, share_of
 from flowrl.types import Cond
@@ -22,11 +21,11 @@ UNMEASURED = 32
 """``run.microbatch: auto`` of a policy whose blocks cannot be measured."""
 
 
-def fit_training(trainer: Trainer, rollout: Rollout, cond: Cond, num_rows: int) -> int:
+def fit_training(trainer: Trainer, x: Tensor, cond: Cond, num_rows: int) -> int:
     """The microbatch of a run's training, before its first: ``run.microbatch``, or chosen with what is recomputed.
 
-    Called by all ranks when all else that the run needs is in memory; ``num_rows`` are the decisions of the largest
-    update. Leaves the policy's blocks recomputed as chosen.
+    Called by all ranks when all else that the run needs is in memory. The first row of ``x`` and ``cond`` is what is
+    measured; ``num_rows`` are the decisions of the largest update. Leaves the policy's blocks recomputed as chosen.
     """
     asked = trainer.recipe.run.microbatch
     microbatch = None if asked == "auto" else asked
@@ -38,7 +37,10 @@ def fit_training(trainer: Trainer, rollout: Rollout, cond: Cond, num_rows: int) 
         rows = microbatch or 1
         if microbatch is not None:
             speed.expect(training=[microbatch])
-        blocks = _measured(policy, rollout, cond, rows, trainer.layout.no_sync())
+        if trainer.recipe.loss.needs_reference:
+            with trainer.layout.reference():
+                pass  # a copy of the untrained weights is made at its first use
+        blocks = _measured(policy, x, cond, rows, trainer.layout.no_sync())
         blocks, budget = _worst(blocks, _budget(trainer), trainer.accelerator.gather, trainer.device)
         is_chosen = policy.config.gradient_checkpointing == "auto"
         found = plan_training(
@@ -70,10 +72,10 @@ def describe(found: TrainingPlan, num_blocks: int, budget: int) -> str:
 
 
 def _measured(
-    policy: DiffusersPolicy, rollout: Rollout, cond: Cond, rows: int, no_sync: AbstractContextManager[None]
+    policy: DiffusersPolicy, x: Tensor, cond: Cond, rows: int, no_sync: AbstractContextManager[None]
 ) -> list[BlockBytes]:
     first = torch.zeros(rows, dtype=torch.long)
-    x = rollout.x[first.to(rollout.x.device)]
+    x = x[first.to(x.device)]
     with no_sync:  # a forward that no backward follows
         sigma = torch.full((rows,), 0.5, device=x.device, dtype=x.dtype)
         return policy.speed.measure(policy.velocity, x, sigma, cond[first])

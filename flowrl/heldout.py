@@ -97,7 +97,8 @@ def evaluate(
                     images[place] = scoring.images[row, 0]
     table = torch.cat(values).to(trainer.device)
     if accelerator.num_processes > 1:
-        table = accelerator.gather(table)[: len(prompts)]
+        if scorers:  # NCCL's gather cannot take a table without columns
+            table = accelerator.gather(table)[: len(prompts)]
         images = accelerator.reduce(images.to(trainer.device), "sum").cpu() if count else images
     scores = {
         name: [None if math.isnan(value) else value for value in table[:, r].tolist()] for r, name in enumerate(scorers)

@@ -65,6 +65,22 @@ def pack(plan: Plan, num_prompts: int, max_batch: int) -> Packing:
     return Packing(tuple(found), peak)
 
 
+WORTH = 0.01
+"""Of an iteration's rows: for less padding no second batch size is compiled."""
+
+
+def batch_sizes(rows: Sequence[int], num_prompts: int, max_batch: int) -> tuple[int, ...]:
+    """To what a rollout's calls of so many ``rows`` are filled up where every size has to be compiled: ``max_batch``
+    and, where by that alone the padding is not small, what the rollout begins with, a row of each prompt.
+
+    >>> batch_sizes([1] + 15 * [12], num_prompts=1, max_batch=12), batch_sizes([1] + 150 * [12], 1, 12)
+    ((1, 12), (12,))
+    """
+    small, padded = min(num_prompts, max_batch), num_padded(rows, [max_batch])
+    spares = small < max_batch and any(count <= small for count in rows)
+    return (small, max_batch) if spares and padded >= WORTH * sum(rows) else (max_batch,)
+
+
 def num_padded(rows: Iterable[int], sizes: Sequence[int]) -> int:
     """Rows that filling up calls of so many ``rows`` to the nearest of ``sizes`` adds, as
     :class:`flowrl.policies.row_padding.RowPadding` does; no call has more than the largest.

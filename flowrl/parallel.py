@@ -70,7 +70,8 @@ class Layout(Protocol):
         """Inside, the policy is the untrained one."""
 
     def whole(self) -> AbstractContextManager[None]:
-        """Inside, the main process finds whole weights in the module's ``state_dict()``. All processes enter it."""
+        """Inside, the main process finds whole weights in the module's ``state_dict()``, of a LoRA run its factors.
+        All processes enter it."""
 
 
 def join() -> Watch:
@@ -243,7 +244,11 @@ class Sharded:
     @contextmanager
     def whole(self) -> Iterator[None]:
         full: dict[str, Tensor] = {}
+        is_lora = bool(getattr(self.module, "peft_config", None))  # whose base is not saved
+        frozen = {name for name, p in self.module.named_parameters() if is_lora and not p.requires_grad}
         for name, value in self.module.state_dict().items():
+            if name in frozen:
+                continue
             tensor = value.full_tensor() if is_cut(value) else value
             if self.accelerator.is_main_process:
                 full[name] = tensor.cpu()

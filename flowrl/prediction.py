@@ -16,7 +16,7 @@ import torch
 from flowrl.data import rank_slice
 from flowrl.errors import UserError
 from flowrl.memory_prediction import PASSING, block_bytes, held_of, lora_parameters, num_blocks, passing_of
-from flowrl.packing import num_padded, pack
+from flowrl.packing import batch_sizes, num_padded, pack
 from flowrl.plan import Kind
 from flowrl.policies.blocks import is_compiled
 from flowrl.policies.diffusers_policy import DiffusersConfig
@@ -127,8 +127,8 @@ class Work:
     def _forwards(self, kind: Kind) -> float:
         """Milliseconds of the rollout's forwards of a kind."""
         calls = [batch.rows for batch in self.packing.batches if batch.kind == kind]
-        most = self.recipe.rollout.max_batch
-        rows = sum(calls) + (num_padded(calls, [min(self.prompts, most), most]) if self.compiled else 0)
+        sizes = batch_sizes(self.packing.rows, self.prompts, self.recipe.rollout.max_batch)
+        rows = sum(calls) + (num_padded(calls, sizes) if self.compiled else 0)
         if not rows:
             return 0.0
         continuation = self.recipe.continuation

@@ -28,6 +28,7 @@ from flowrl.errors import RunFailed
 from flowrl.fitting import fit_training
 from flowrl.learner import Learner, Tally, sites_of
 from flowrl.noise import Noise
+from flowrl.packing import batch_sizes, pack
 from flowrl.plan import Plan
 from flowrl.protocols import Policy, Scorer, ScorerConfig
 from flowrl.recipe import Recipe
@@ -73,7 +74,12 @@ class Trainer:
         self.scorers = {name: self.load_scorer(reward.scorer, name) for name, reward in recipe.rewards.items()}
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=self._fused,
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.approximation = approximation_of(self.policy, recipe.continuation, recipe.run.precision)
@@ -94,12 +100,17 @@ class Trainer:
         if (speed := getattr(self.policy, "speed", None)) is not None:
             speed.say = lambda line: self.say(line)
             num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
-            most = recipe.rollout.max_batch  # a rollout begins with its prompts' first noise, then batches are full
-            speed.expect(rollout=[min(num_mine, most), most])
+            most = recipe.rollout.max_batch
+            speed.expect(rollout=batch_sizes(pack(recipe.plan(), num_mine, most).rows, num_mine, most))
         self.iteration = 0
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
         self._checked = False
+
+    @property
+    def _fused(self) -> bool | None:
+        """Whether the optimiser is one kernel that makes no copies of the weights' size: on a GPU."""
+        return True if self.device.type == "cuda" else None
 
     def load_scorer(self, config: ScorerConfig, name: str) -> Scorer:
         """The scorer, loaded once however many rewards and monitors share its config.
@@ -175,11 +186,8 @@ class Trainer:
     def _update(self, plan: Plan, batch: Batch, rollout: Rollout, advantage: Tensor) -> dict[str, float]:
         """The iteration's optimiser steps; ``advantage`` [p, E] of this rank's prompts."""
         recipe, world = self.recipe, self.accelerator.num_processes
-        partitions = [recipe.partition(plan, self.iteration, position) for position in range(recipe.rollout.prompts)]
-        if not self._is_fitted:
-            num_rows = max(self._most_sites(plan, chosen) for chosen in zip(*partitions, strict=True))
-            self.learner = replace(self.learner, microbatch=fit_training(self, rollout, batch.cond, num_rows))
-            self._is_fitted = True
+        partitions = self._partitions(plan)
+        self.fit(plan, rollout.x, batch.cond)
         logged: list[dict[str, float]] = []
         checked: dict[str, float] = {}
         training_forwards = 0
@@ -202,6 +210,20 @@ class Trainer:
         mean = {name: sum(found[name] for found in logged) / len(logged) for name in logged[0] if name not in total}
         worst = {name: max(found[name] for found in logged) for name in ("ratio_error", "mean_drift")}
         return mean | worst | total | checked | {"training_forwards": float(training_forwards)}
+
+    def fit(self, plan: Plan, x: Tensor, cond: Cond) -> None:
+        """Settle the microbatch and what is recomputed, for this iteration's updates of states like ``x`` [n, ...].
+
+        Once, before the first update, when all else is in memory; all ranks call it.
+        """
+        if not self._is_fitted:
+            num_rows = max(self._most_sites(plan, chosen) for chosen in zip(*self._partitions(plan), strict=True))
+            self.learner = replace(self.learner, microbatch=fit_training(self, x, cond, num_rows))
+            self._is_fitted = True
+
+    def _partitions(self, plan: Plan) -> list[Any]:
+        """Of each prompt of the global batch, the actions of each update."""
+        return [self.recipe.partition(plan, self.iteration, i) for i in range(self.recipe.rollout.prompts)]
 
     def _most_sites(self, plan: Plan, chosen: Sequence[tuple[int, ...]]) -> int:
         """The largest number of decisions that a rank trains in this update; every rank knows all ranks' shares."""
@@ -335,7 +357,7 @@ class Trainer:
         if self.ema is not None and state.ema is not None:
             for name, average in self.ema.values.items():
                 average.copy_(state.ema[name])
-        optimizer: dict[str, Any] = dict(state.optimizer)
-        self.optimizer.load_state_dict(optimizer)
+        groups = [group | {"fused": self._fused} for group in state.optimizer["param_groups"]]  # may be of elsewhere
+        self.optimizer.load_state_dict({**state.optimizer, "param_groups": groups})
         self.scheduler.load_state_dict(dict(state.scheduler))
         self.iteration = state.iteration

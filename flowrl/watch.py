@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -28,13 +29,17 @@ GRACE = 10.0
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
 """30 seconds until a machine that is gone is known to be, by the names of the socket options (Linux has all)."""
 CONNECT_SECONDS = 30.0
+MEET = timedelta(seconds=60)
+"""How long a process waits for the first one to say where it listens."""
 SILENT = "it ended without a word (killed, or its machine is gone)"
 
 
 class Store(Protocol):
-    """What all processes see; ``get`` waits for ``set``."""
+    """What all processes see; ``wait`` raises where keys are not set after so long."""
 
     def set(self, key: str, value: str) -> object: ...
+
+    def wait(self, keys: list[str], timeout: timedelta) -> object: ...
 
     def get(self, key: str) -> bytes: ...
 
@@ -125,6 +130,7 @@ class Watch:
     # ---- the others
 
     def _connect(self, store: Store) -> None:
+        store.wait([self._key], MEET)
         where = json.loads(store.get(self._key))
         try:
             hub = socket.create_connection((self.address, where["port"]), timeout=CONNECT_SECONDS)

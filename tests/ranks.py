@@ -57,7 +57,7 @@ def results(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
 
 
 def main(folder: Path) -> None:
-    from flowrl import shards
+    from flowrl import parallel, shards
     from flowrl.learner import Learner
     from flowrl.recipe import load_recipe
     from flowrl.run import train
@@ -101,6 +101,7 @@ def main(folder: Path) -> None:
             found["error"] = f"{type(error).__name__}: {error}"
         found["seconds"] = time.process_time() - began
         (folder / f"{case.name}.{rank}.json").write_text(json.dumps(found))
+    parallel.leave()
 
 
 if __name__ == "__main__":

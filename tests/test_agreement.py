@@ -2,11 +2,13 @@
 
 import threading
 import time
+from datetime import timedelta
 
 import pytest
-from torch.distributed import HashStore
+from torch import distributed
+from torch.distributed import HashStore, TCPStore
 
-from flowrl.agreement import Agreement
+from flowrl.agreement import Agreement, shared_store
 
 
 @pytest.fixture
@@ -67,6 +69,22 @@ def test_what_is_agreed_stays(ranks: list[Agreement]) -> None:
     assert ask(ranks, arrives, arrives, arrives) == [True] * 3
     assert ranks[0].drop("work"), "too late"
     assert not ranks[0].drop("other work")
+
+
+def test_the_store_of_the_process_group_keeps_its_time_out() -> None:
+    """NCCL's first collective waits in that store for the slowest rank."""
+    server = TCPStore("localhost", 0, is_master=True, timeout=timedelta(hours=2))
+    distributed.init_process_group("gloo", store=server, rank=0, world_size=1)
+    try:
+        store = shared_store("own")
+        store.set("key", "value")
+        assert store.get("key") == b"value"
+        assert server.timeout == timedelta(hours=2)
+        with pytest.raises(distributed.DistStoreError):
+            store.wait(["never"], timedelta(milliseconds=10))
+        assert server.timeout == timedelta(hours=2)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_single_process_agrees_with_itself() -> None:

@@ -113,6 +113,15 @@ def test_an_input_is_freed_before_there_is_room_for_another():
     assert most <= 2
 
 
+def test_all_calls_on_a_gpu_have_one_stream(monkeypatch):
+    """PyTorch keeps the memory and the workspaces of every stream that there was."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: [device])
+    background._stream.cache_clear()
+    assert background._stream(0) is background._stream(0)
+    assert background._stream(0) is not background._stream(1)
+    background._stream.cache_clear()
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_calls_run_beside_and_see_what_was_there_before_them():
     """The caller overwrites its memory at once; a call reads what was its input, later, on a stream of its own."""

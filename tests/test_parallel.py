@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from policies.tiny_flux import build_pipeline
 from policies.tiny_sd3 import build_pipeline as build_sd3
 from ranks import Case, results, run_cases
@@ -14,6 +16,8 @@ from runs import final_parameters, run, write_recipe
 
 from flowrl import checkpoint, parallel
 from flowrl.errors import UserError
+from flowrl.recipe import load_recipe
+from flowrl.shards import is_cut
 from flowrl.tracking import read_rows
 
 LR = 1e-3
@@ -288,6 +292,27 @@ def test_replicas_of_shards_are_one(alone: Path, recipes: dict[str, Path], tmp_p
 def environment(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+
+
+def test_of_a_lora_the_factors_alone_are_collected(recipes: dict[str, Path], tmp_path: Path) -> None:
+    """The base, 24 GB of FLUX.1-dev, is not saved: it stays where it is."""
+    from safetensors.torch import load_file
+
+    policy = load_recipe(recipes["lora"]).model.load(torch.device("cpu"))
+    policy.save_pretrained(tmp_path / "before")
+    main = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no", is_main_process=True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layout = parallel.Sharded(policy, main, parallel.Sharding(), needs_reference=False)
+        with layout.whole():
+            for name, value in policy.module.state_dict().items():
+                assert is_cut(value) == ("lora" not in name)
+            policy.save_pretrained(tmp_path / "sharded")
+    finally:
+        dist.destroy_process_group()
+    before, sharded = (load_file(path) for path in sorted(tmp_path.rglob("pytorch_lora_weights.safetensors")))
+    assert before.keys() == sharded.keys()
+    assert all(torch.equal(value, sharded[name]) for name, value in before.items())
 
 
 def test_auto_is_what_accelerate_says(monkeypatch: pytest.MonkeyPatch) -> None:

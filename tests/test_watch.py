@@ -22,9 +22,10 @@ class Files:
         path = folder / key
         path.with_suffix(".part").write_text(value)
         path.with_suffix(".part").rename(path)
-    def get(self, key):
-        while not (folder / key).exists():
+    def wait(self, keys, timeout):
+        while not all((folder / key).exists() for key in keys):
             time.sleep(0.01)
+    def get(self, key):
         return (folder / key).read_bytes()
 
 folder, rank, world = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

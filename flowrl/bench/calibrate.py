@@ -95,7 +95,7 @@ def measure(recipe: Recipe, model: str) -> Rates:
     policy, device = trainer.policy, trainer.device
     prompts = trainer.order[0]
     cond = policy.encode(prompts)
-    batch, micro, decoded = recipe.rollout.max_batch, trainer.learner.microbatch, recipe.rollout.decode_batch
+    batch, decoded = recipe.rollout.max_batch, recipe.rollout.decode_batch
 
     def inputs(size: int) -> tuple[Any, Any, Any]:
         rows = torch.arange(size) % len(prompts)
@@ -119,7 +119,11 @@ def measure(recipe: Recipe, model: str) -> Rates:
                 scorer.score(images, [prompts[i % len(prompts)] for i in range(decoded)])
         return decoded
 
-    rates = [_rate(work, device) for work in (rollout, train, score)]
+    forwards, images = _rate(rollout, device), _rate(score, device)
+    x, _, rows = inputs(1)
+    trainer.fit(recipe.plan(), x, rows)  # as in a run, after its rollout and scores
+    micro = trainer.learner.microbatch
+    training_forwards = _rate(train, device)
     return Rates(
         device=this_device(),
         model=model,
@@ -128,9 +132,9 @@ def measure(recipe: Recipe, model: str) -> Rates:
         threads=torch.get_num_threads(),
         max_batch=batch,
         microbatch=micro,
-        forwards=rates[0],
-        training_forwards=rates[1],
-        images=rates[2],
+        forwards=forwards,
+        training_forwards=training_forwards,
+        images=images,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

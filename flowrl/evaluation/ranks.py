@@ -43,6 +43,8 @@ def ranks() -> Iterator[Ranks]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0")) if world > 1 else 0
     device = _device(int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else 0)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if world == 1:
         yield Ranks(rank, world, device)
         return

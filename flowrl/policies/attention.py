@@ -55,6 +55,9 @@ TAG = compiler_config.cache_key_tag
 NO_START = "the trial could not start"
 UNTRIED = ("flash", "efficient", "math")
 """Where no trial can start: the kernels that no harm is known of."""
+OTHERS = ("efficient", "math")
+"""Below a named kernel: PyTorch's switches are the process's, and what the scoring thread runs meanwhile (a VAE's heads
+of 512, scorers in float32) the named one may not serve."""
 PASSING = ("timed out", "out of memory", NO_START)
 """Reasons that may be gone the next time: what failed for one of them is tried again by the next run."""
 
@@ -124,7 +127,8 @@ class Attention:
                 f"model.attention {self.setting} does not work here at {shape}: {reasons}. "
                 "Allowed are auto (tries all), native, flash, cudnn, efficient, math"
             )
-        self.choice = Choice((self.setting,), (self.setting,))
+        names = tuple(dict.fromkeys((self.setting, *OTHERS)))
+        self.choice = Choice(names, names)
         return f"attention, {shape}: {summary(trials)}"
 
     def context(self) -> AbstractContextManager[None]:

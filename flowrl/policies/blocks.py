@@ -47,8 +47,6 @@ class Blocks:
         found = [module for module in transformer.modules() if type(module).__name__ in kinds]
         self.compiled = compiled
         self.calls = [BlockCall(block, attention, compiled) for block in found]
-        if compiled:
-            _configure_dynamo()
 
     def checkpoint(self, count: int) -> None:
         """Recompute the first ``count`` blocks in the backward pass instead of keeping what they save for it."""
@@ -66,6 +64,18 @@ class Blocks:
             for call in self.calls:
                 call.is_plain = False
 
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, blocks run as they would, but none is compiled."""
+        compiled = [call.compiled for call in self.calls]
+        for call in self.calls:
+            call.compiled = None
+        try:
+            yield
+        finally:
+            for call, was in zip(self.calls, compiled, strict=True):
+                call.compiled = was
+
 
 class BlockCall:
     """In place of one block's ``forward``."""
@@ -74,7 +84,7 @@ class BlockCall:
         self.kind = type(block).__name__
         self.block = block
         self.forward = block.forward
-        self.compiled = block.forward
+        self.compiled: Callable[..., Any] | None = None
         if compiled:
             self.compiled = torch.compile(block.forward, backend=BACKEND, fullgraph=True, dynamic=False)
         self.attention = attention
@@ -96,10 +106,16 @@ class BlockCall:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The call itself, never checkpointed."""
         with self.attention():
+            if self.compiled is None:
+                return self.forward(*args, **kwargs)
+            _configure_dynamo()
             return self.compiled(*args, **kwargs)
 
 
 def _configure_dynamo() -> None:
+    """Before every call: from torch 2.12 threads have their own configuration, as autograd's, which recomputes."""
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)  # with fullgraph its excess is an error
-    config.optimize_ddp = False  # would cut a block's graph at DDP's buckets; gradients overlap between blocks anyway
+    if config.recompile_limit < MAX_GRAPHS:
+        config.recompile_limit = MAX_GRAPHS  # with fullgraph its excess is an error
+    if config.optimize_ddp:  # would cut a block's graph at DDP's buckets; gradients overlap between blocks anyway
+        config.optimize_ddp = False

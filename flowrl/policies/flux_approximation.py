@@ -46,6 +46,7 @@ class FluxApproximation:
 
     @torch.no_grad()
     def velocity(self, x: Tensor, sigma: Tensor, cond: Cond, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+        self.policy.speed.choose_attention(self.policy.evaluate, x, sigma, cond)
         rows = self.policy.speed.padding.fill(torch.arange(len(x)))
         inputs = self._inputs(x, sigma, cond, rows)
         with self._autocast():

@@ -117,7 +117,9 @@ def measure(blocks: Blocks, call: Callable[[], object], rows: int) -> list[Block
     """What each block saves, by running one of each kind as it is run in training.
 
     ``call`` evaluates the policy on ``rows`` rows under the precision of the training; it is called once, with
-    gradients, everything recomputed. Blocks are of one kind where class, parameters and adapters are alike.
+    gradients, everything recomputed and nothing compiled, for what the blocks are given. Where blocks are compiled one
+    of each kind then is, since it saves less than eager code. Blocks are of one kind where class, parameters and
+    adapters are alike.
     """
     of_kind = {_kind(block): block for block in blocks.calls}  # the last: what the first is given may need no gradient
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -127,7 +129,7 @@ def measure(blocks: Blocks, call: Callable[[], object], rows: int) -> list[Block
     for kind, block in of_kind.items():
         block.spy = _noting(seen, kind, autocast)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), blocks.uncompiled():
             call()
         for block in of_kind.values():
             block.spy = None
@@ -143,7 +145,8 @@ def _noting(seen: dict[str, Any], kind: str, autocast: dict[str, Any]) -> Callab
     def note(*args: Any, **kwargs: Any) -> None:
         device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        autocast.update(device_type=device, enabled=enabled, dtype=dtype)
+        cached = torch.is_autocast_cache_enabled()  # compiled code is for one value of it, too
+        autocast.update(device_type=device, enabled=enabled, dtype=dtype, cache_enabled=cached)
         seen[kind] = tuple(map(_leaf, args)), {name: _leaf(value) for name, value in kwargs.items()}
 
     return note
@@ -178,7 +181,7 @@ def _saved(
 
     with (
         torch.enable_grad(),
-        torch.autocast(**autocast, cache_enabled=False),
+        torch.autocast(**autocast),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         out = block.block(*args, **kwargs)

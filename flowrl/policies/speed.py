@@ -52,11 +52,13 @@ class Speed:
 
     def velocity(self, evaluate: Velocity, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """``evaluate(x, sigma, cond)``, rows padded where that is asked for."""
-        if self.attention.choice is None:
-            self._choose_attention(evaluate, x, sigma, cond)
+        self.choose_attention(evaluate, x, sigma, cond)
         return self.padding(evaluate, x, sigma, cond)
 
-    def _choose_attention(self, evaluate: Velocity, x: Tensor, sigma: Tensor, cond: Cond) -> None:
+    def choose_attention(self, evaluate: Velocity, x: Tensor, sigma: Tensor, cond: Cond) -> None:
+        """By trial at the shape of these rows, or of the largest batch that is expected, unless that was done."""
+        if self.attention.choice is not None:
+            return
         with self.blocks.plain():
             shape = recorded_shape(lambda: evaluate(x[:1], sigma[:1], cond[torch.tensor([0])]))
         self.say(self.attention.decide(shape.of_rows(max(self.largest, len(x)))))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bench.benches import METHODS, arguments, start, study_of, write_bench
-from runs import rows_of
+from runs import rows_of, write_recipe
 from typer.testing import CliRunner
 
 from flowrl.bench import calibrate
@@ -22,7 +22,10 @@ from flowrl.bench.study import Study
 from flowrl.bench.units import Unit
 from flowrl.bench.worker import Worker
 from flowrl.cli import app
+from flowrl.data import PromptOrder, load_prompts
 from flowrl.errors import UserError
+from flowrl.recipe import load_recipe
+from flowrl.trainer import Trainer
 
 
 def work(study: Study, units: list[Unit] | None = None, since: float | None = None) -> list[dict[str, Any]]:
@@ -213,6 +216,13 @@ def test_rates_are_measured_alone(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "training forwards/s" in result.output
     assert "about" in CliRunner().invoke(app, arguments(bench, "--dry-run")).output  # the estimate
+
+
+def test_rates_are_those_of_the_microbatch_that_a_run_chooses(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), overrides=["run.microbatch=auto"])
+    trainer = Trainer(recipe, PromptOrder(load_prompts(recipe.data.train), recipe.rollout.prompts, recipe.run.seed))
+    trainer.iterate()
+    assert calibrate.measure(recipe, "tiny").microbatch == trainer.learner.microbatch > 1
 
 
 def test_without_the_weights_plan_and_cost_are_shown_and_what_is_missing_is_named(tmp_path: Path) -> None:

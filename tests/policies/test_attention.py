@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_a_named_backend_that_fails_is_the_users_mistake(monkeypatch: pytest.Mon
     named = Attention("flash", CPU)
     monkeypatch.setattr(attention, "tried", lambda *args: [Trial("flash", "rollout", 1.0, 0.0)])
     assert "rollout: flash 1000.00 ms" in named.decide(SHAPE)
-    assert named.choice == Choice(("flash",), ("flash",))
+    assert named.choice == Choice(*[("flash", "efficient", "math")] * 2)
 
 
 def test_the_two_uses_have_their_own() -> None:
@@ -151,6 +152,21 @@ def test_the_two_uses_have_their_own() -> None:
         scaled_dot_product_attention(x, x, x)
     with chosen.context(), pytest.raises(RuntimeError, match=r"No (viable backend|available kernel)"):
         scaled_dot_product_attention(x, x, x)  # a CPU has no such kernel: it was asked for
+
+
+def test_beside_a_named_backend_others_run_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switches are the whole process's, and scorers run at the same time in another thread."""
+    monkeypatch.setattr(attention, "tried", lambda *args: [Trial("efficient", "rollout", 1.0, 0.0)])
+    named = Attention("efficient", CPU)
+    named.decide(SHAPE)
+    assert named.choice == Choice(*[("efficient", "math")] * 2)
+    x = torch.randn(1, 2, 8, 4)
+    found: list[torch.Tensor] = []
+    with named.context():
+        thread = threading.Thread(target=lambda: found.append(scaled_dot_product_attention(x, x, x)))
+        thread.start()
+        thread.join()
+    assert found[0].shape == x.shape, "a CPU has no efficient kernel"
 
 
 @pytest.mark.slow

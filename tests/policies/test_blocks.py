@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -160,6 +161,41 @@ def test_under_ddp_blocks_stay_whole(flux: Kind, tmp_path: Path) -> None:
         assert num_graphs() == KINDS
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_measuring_compiles_what_training_then_uses(flux: Kind, autocast: bool) -> None:
+    """A graph of each class of block; the first of a kind, with tensors of another layout, comes with training."""
+    policy = load(flux, lora=LORA, compile="blocks")
+    x, sigma, cond = inputs(policy, 2)
+
+    def velocity(*at: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            return policy.velocity(*at)
+
+    policy.speed.measure(velocity, x, sigma, cond)
+    assert num_graphs() == 2
+    gradients(policy, x, sigma, cond, autocast=autocast)
+    assert num_graphs() <= KINDS + 1
+
+
+def test_a_thread_of_its_own_compiles_under_the_same_configuration(flux: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU what is recomputed is compiled in autograd's thread; from torch 2.12 each has its own configuration."""
+    seen: list[tuple[int, int, bool]] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        config = torch._dynamo.config
+        seen.append((threading.get_ident(), config.recompile_limit, config.optimize_ddp))
+        return graph.forward
+
+    monkeypatch.setattr(blocks_module, "BACKEND", backend)
+    policy = load(flux, lora=LORA, compile="blocks")
+    thread = threading.Thread(target=policy.velocity, args=inputs(policy, 1))
+    thread.start()
+    thread.join()
+    assert seen
+    assert {found[1:] for found in seen} == {(blocks_module.MAX_GRAPHS, False)}
+    assert threading.get_ident() not in {found[0] for found in seen}
 
 
 def test_saved_weights_do_not_know_of_it(flux: Kind, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tiny_flux import TEXT_TOKENS
 from flowrl.approximation import approximation_of
 from flowrl.continuations.strided import Strided
 from flowrl.errors import UserError
-from flowrl.policies import flux_blocks
+from flowrl.policies import attention, flux_blocks
 from flowrl.policies.flux import Flux, FluxPolicy
 from flowrl.recipe import load_recipe
 from flowrl.run import train
@@ -125,6 +125,16 @@ def test_rows_are_filled_up_as_the_policys_own_are(folder: Path, cache: str, siz
 
 
 @torch.no_grad()
+def test_the_attention_is_chosen_before_the_first_forward_of_either(
+    folder: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "tried", lambda *args: [attention.Trial("flash", "rollout", 1e-3, 0.0)])
+    policy = load(folder, cache, attention="flash")
+    x, cond = start(policy)
+    policy.approximation(Strided.model_validate({"cache": {}}), "fp32").velocity(x, torch.ones(len(x)), cond, keep=True)
+    assert policy.speed.attention.choice is not None
+
+
 def test_bf16_runs_under_autocast_as_the_trainer_does(folder: Path, cache: str) -> None:
     policy = load(folder, cache)
     x, cond = start(policy)

@@ -86,6 +86,19 @@ def test_auto_fits_training_into_memory(trained: Any, monkeypatch: pytest.Monkey
     assert all(call.checkpointed for call in tight.policy.speed.blocks.calls)
 
 
+def test_the_untrained_copy_is_there_when_memory_is_measured(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are not free for activations."""
+    held: list[bool] = []
+
+    def budget(trainer: Trainer) -> int:
+        held.append("_untrained" in vars(trainer.policy))
+        return 10**9
+
+    monkeypatch.setattr("flowrl.fitting._budget", budget)
+    trained("model.lora=null", "run.microbatch=auto")
+    assert held == [True]
+
+
 def test_the_attention_is_chosen_at_the_first_velocity_for_the_largest_batch(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +112,6 @@ def test_the_attention_is_chosen_at_the_first_velocity_for_the_largest_batch(
     named = trained("model.attention=flash")
     ((shape, _, candidates),) = asked
     assert shape == attention.AttentionShape(7, 2, 16 + 16, 16, "float32")
-    assert candidates == ("flash",)
-    assert named.policy.speed.attention.choice == Choice(("flash",), ("flash",))
+    assert candidates == (("flash", "rollout"), ("flash", "training"))
+    assert named.policy.speed.attention.choice == Choice(*[("flash", "efficient", "math")] * 2)
     assert "rollout: flash 1.00 ms; training: flash 1.00 ms" in named.said[0]
