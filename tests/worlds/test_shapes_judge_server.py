@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -280,7 +282,8 @@ def test_a_body_that_is_too_large_is_not_read(url: str) -> None:
 
 def test_the_command_serves_until_interrupted() -> None:
     command = [sys.executable, "-m", "flowrl", "judge", "serve", "shapes", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job would be deaf to it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
             (base,) = re.findall(r"http://\S+/v1", line)
