@@ -65,9 +65,7 @@ def measure(
         held_out, trained = audited_prompts(num_audited)
         asked = held_out + trained
         images = draw(pipeline, [prompt.text for prompt in asked], steps=AUDITED_STEPS, seed=seed + 1)
-        result["auditor"] = audit(auditor, images, asked, output)
-        alone = audit(auditor, images[: len(held_out)], held_out)
-        result["auditor"]["held_out"] = {key: alone[key] for key in ("samples", "testpoints", "agreement")}
+        result["auditor"] = audit(auditor, images, asked, output, num_held_out=len(held_out))
     return result
 
 
@@ -123,31 +121,33 @@ class Disagreement(NamedTuple):
     answer: bool
 
 
-def audit(auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: Path | None = None) -> dict[str, Any]:
-    """Agreement of judge and auditor, per testpoint, on images of the prompts; disagreements are drawn where there is
-    an ``output``."""
+def audit(
+    auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: Path, *, num_held_out: int = 0
+) -> dict[str, Any]:
+    """Agreement of judge and auditor, per testpoint, on images of the prompts; disagreements are drawn.
+
+    What they agree on in the first ``num_held_out`` images stands apart under ``held_out``.
+    """
     verdict = judge(images, [testpoints_of(prompt) for prompt in prompts])
     scenes = auditor.scenes(images)
     table: dict[str, Counter[str]] = defaultdict(Counter)
+    agreed: list[list[bool]] = []  # by sample and testpoint
     disputed: list[Disagreement] = []
     for n, (prompt, scene, answers) in enumerate(zip(prompts, scenes, verdict.satisfied, strict=True)):
         testpoints = testpoints_of(prompt)
+        agreed.append([])
         for testpoint, answer, degree in zip(testpoints, answers, degrees(scene, testpoints), strict=True):
             seen = degree > 0.5
             table[str(testpoint.check["kind"])][f"judge {_word(answer)}, auditor {_word(seen)}"] += 1
-            if bool(answer) != seen:
+            agreed[n].append(bool(answer) == seen)
+            if not agreed[n][-1]:
                 disputed.append(Disagreement(n, testpoint, bool(answer)))
-    total = Counter[str]()
-    for counts in table.values():
-        total.update(counts)
-    agreed = total["judge yes, auditor yes"] + total["judge no, auditor no"]
     shown = disputed[:: max(1, len(disputed) // SHOWN)][:SHOWN]
-    if shown and output is not None:
+    if shown:
         save_disagreements(images, prompts, shown, output / "disagreements.png")
     return {
-        "samples": len(images),
-        "testpoints": total.total(),
-        "agreement": round(agreed / total.total(), 4),
+        **_agreement(agreed),
+        **({"held_out": _agreement(agreed[:num_held_out])} if num_held_out else {}),
         "per_kind": {kind: dict(sorted(counts.items())) for kind, counts in sorted(table.items())},
         "disagreements_shown": [
             {
@@ -159,6 +159,11 @@ def audit(auditor: Auditor, images: Tensor, prompts: Sequence[Prompt], output: P
             for n, testpoint, answer in shown
         ],
     }
+
+
+def _agreement(agreed: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    of_all = [one for row in agreed for one in row]
+    return {"samples": len(agreed), "testpoints": len(of_all), "agreement": round(float(np.mean(of_all)), 4)}
 
 
 def _word(answer: float | bool) -> str:
