@@ -23,7 +23,7 @@ from flowrl.gaussian import Gaussian, Scale, per_row
 from flowrl.noise import Noise
 from flowrl.plan import Forwards, Kind, Plan
 from flowrl.protocols import Approximation, Kernel, Policy
-from flowrl.ready import ReadyQueue
+from flowrl.ready import ReadySites
 from flowrl.types import Cond
 
 OnLeaves = Callable[[Tensor, Sequence[tuple[int, int]]], None]
@@ -142,17 +142,23 @@ def execute(
     leaf_batch: int = 32,
     dtype: torch.dtype = torch.float32,
     approximation: Approximation | None = None,
+    in_turn: bool = False,
 ) -> Rollout:
     """Roll the plan out for the prompts of ``cond``, whose places in the global batch are ``positions``.
 
-    The result does not depend on ``max_batch``, ``leaf_batch`` or which prompts run together, beyond rounding.
+    The result does not depend on ``max_batch``, ``leaf_batch`` or which prompts run together, beyond rounding, nor on
+    ``in_turn``: whether paths are finished one after another (:class:`flowrl.ready.ReadySites`), for scorers that work
+    beside the rollout.
     ``approximation`` runs the continuation nodes of a plan that leaves them to it; ValueError where it is missing then.
     """
     if plan.approximate and approximation is None:
         raise ValueError("the plan leaves its continuations to an approximation, and there is none")
     if approximation is not None:
         approximation.refresh()
-    run = _Run(plan, policy, approximation, cond, kernel, noise, tuple(positions), on_leaves, device, leaf_batch, dtype)
+    ready = ReadySites(plan, max_batch, in_turn=in_turn)
+    run = _Run(
+        plan, policy, approximation, cond, kernel, noise, tuple(positions), on_leaves, device, leaf_batch, dtype, ready
+    )
     run.start()
     while run.ready:
         run.forward(run.ready.pop(max_batch))
@@ -176,6 +182,7 @@ class _Run:
         device: torch.device,
         leaf_batch: int,
         dtype: torch.dtype,
+        ready: ReadySites,
     ) -> None:
         self.plan, self.policy, self.cond, self.kernel, self.noise = plan, policy, cond, kernel, noise
         self.positions, self.on_leaves, self.device, self.dtype = positions, on_leaves, device, dtype
@@ -187,7 +194,7 @@ class _Run:
         self.x0_slot: dict[tuple[int, int], int] = {}
         self.x0_uses: dict[tuple[int, int], int] = {}
         self.residuals = _Residuals()
-        self.ready = ReadyQueue()
+        self.ready = ready
         self.finished: list[tuple[int, int]] = []
         self.num_forwards: Counter[Kind] = Counter()
         self.num_batches = 0
@@ -335,7 +342,7 @@ class _Run:
         for site, slot in zip(sites, self.states.put(states), strict=True):
             self.slot[site] = slot
             if self.plan.children[site[1]]:
-                self.ready.push(site, kind=self.plan.kind[site[1]], height=self.plan.height[site[1]])
+                self.ready.add(*site)
             else:
                 self.finished.append(site)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from flowrl.plan import Kind, Plan
-from flowrl.ready import ReadyQueue
+from flowrl.ready import ReadySites
 
 
 class Batch(NamedTuple):
@@ -29,7 +29,7 @@ class Packing(NamedTuple):
         return [batch.rows for batch in self.batches]
 
 
-def pack(plan: Plan, num_prompts: int, max_batch: int) -> Packing:
+def pack(plan: Plan, num_prompts: int, max_batch: int, *, in_turn: bool = False) -> Packing:
     """The calls of a rollout of so many prompts, in the order in which :func:`flowrl.engine.execute` makes them.
 
     >>> from flowrl.plan import compile_plan
@@ -39,14 +39,14 @@ def pack(plan: Plan, num_prompts: int, max_batch: int) -> Packing:
     >>> pack(plan, num_prompts=2, max_batch=4).rows
     [2, 4, 2]
     """
-    ready, found = ReadyQueue(), []
+    ready, found = ReadySites(plan, max_batch, in_turn=in_turn), []
     uses: Counter[tuple[int, int]] = Counter()
     held = peak = 0
 
     def push(p: int, nodes: Iterable[int]) -> None:
         for node in nodes:
             if plan.children[node]:
-                ready.push((p, node), kind=plan.kind[node], height=plan.height[node])
+                ready.add(p, node)
 
     for p in range(num_prompts):
         push(p, plan.roots)

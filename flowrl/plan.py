@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from flowrl.ready import ReadyQueue
+from flowrl.ready import ReadySites
 from flowrl.sigmas import Grid
 from flowrl.types import Arm, Path
 
@@ -145,18 +145,27 @@ class Plan:
                 waves[depth].append(node)
         return tuple(tuple(wave) for wave in waves if wave)
 
+    @cached_property
+    def begins_path(self) -> tuple[bool, ...]:
+        """[N] whether an internal node is a root, or one of several that go on from its parent."""
+        going_on = [sum(1 for child in children if self.children[child]) for children in self.children]
+        return tuple(
+            bool(self.children[node]) and (parent < 0 or going_on[parent] > 1)
+            for node, parent in enumerate(self.parent)
+        )
+
     def ready_order(self, max_batch: int) -> tuple[tuple[int, ...], ...]:
         """The batches of one prompt alone, as the engine forms them."""
-        ready = ReadyQueue()
+        ready = ReadySites(self, max_batch)
         for node in self.roots:
             if self.children[node]:
-                ready.push(node, kind=self.kind[node], height=self.height[node])
+                ready.add(0, node)
         batches = []
         while ready:
-            batch = ready.pop(max_batch)
-            batches.append(tuple(batch))
+            batch = tuple(node for _, node in ready.pop(max_batch))
+            batches.append(batch)
             for child in (c for node in batch for c in self.children[node] if self.children[c]):
-                ready.push(child, kind=self.kind[child], height=self.height[child])
+                ready.add(0, child)
         return tuple(batches)
 
     @cached_property

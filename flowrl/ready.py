@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowrl.plan import Plan
+
+LANES = 2
+"""Batches of paths that are under way at once, where paths are finished one after another. With one, the last batches
+are not full; more finish the first ones later."""
 
 
 class ReadyQueue:
@@ -14,6 +21,9 @@ class ReadyQueue:
     Among kinds those that fill a batch come before those that do not, then the highest: of a trunk that adds a row or
     two to its kind, no more is run than full batches need, so that fewer states and residuals are held at once.
 
+    An item with a ``turn`` begins a path. It waits, by its turn, while ``lanes`` items are under way (None: it never
+    does).
+
     >>> queue = ReadyQueue()
     >>> for name, kind, height in (("a", "x", 3), ("b", "y", 1), ("c", "y", 2)):
     ...     queue.push(name, kind=kind, height=height)
@@ -21,18 +31,49 @@ class ReadyQueue:
     (['c', 'b'], ['a'], False)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int | None = None) -> None:
+        self._lanes = lanes
         self._heaps: dict[Hashable, list[tuple[int, Any]]] = {}
+        self._waiting: list[tuple[Any, int, Any, Hashable]] = []
+        self._under_way = 0
 
     def __bool__(self) -> bool:
-        return any(self._heaps.values())
+        return bool(self._under_way or self._waiting)
 
-    def push(self, item: Any, *, kind: Hashable, height: int) -> None:
+    def push(self, item: Any, *, kind: Hashable, height: int, turn: Any = None) -> None:
+        if turn is not None and self._lanes is not None:
+            heapq.heappush(self._waiting, (turn, -height, item, kind))
+            return
         heapq.heappush(self._heaps.setdefault(kind, []), (-height, item))
+        self._under_way += 1
 
     def pop(self, max_batch: int) -> list[Any]:
         """Up to ``max_batch`` items of one kind; equally high ones in their own order."""
+        while self._waiting and self._under_way < (self._lanes or 0):
+            _, depth, item, kind = heapq.heappop(self._waiting)
+            self.push(item, kind=kind, height=-depth)
         waiting = [heap for heap in self._heaps.values() if heap]
         full = [heap for heap in waiting if len(heap) >= max_batch]
         heap = min(full or waiting, key=lambda heap: heap[0])
-        return [heapq.heappop(heap)[1] for _ in range(min(max_batch, len(heap)))]
+        found = [heapq.heappop(heap)[1] for _ in range(min(max_batch, len(heap)))]
+        self._under_way -= len(found)
+        return found
+
+
+class ReadySites(ReadyQueue):
+    """The sites (prompt, node) of a plan whose state is there.
+
+    ``in_turn``: no more than ``LANES`` batches of paths are under way, prompt after prompt, so that leaves come during
+    the whole rollout and what scores them beside it is neither idle at first nor late at the end. Else all advance
+    together.
+    """
+
+    def __init__(self, plan: Plan, max_batch: int, *, in_turn: bool = False) -> None:
+        super().__init__(LANES * max_batch if in_turn else None)
+        self._plan = plan
+
+    def add(self, prompt: int, node: int) -> None:
+        """A site that is no leaf."""
+        plan = self._plan
+        turn = prompt if plan.begins_path[node] else None
+        self.push((prompt, node), kind=plan.kind[node], height=plan.height[node], turn=turn)

@@ -64,7 +64,8 @@ class RolloutSection(Section):
     decode_batch: int = Field(default=16, ge=1)
     """Images decoded and scored together."""
     score_ahead: int = Field(default=0, ge=0)
-    """Decoded batches that may be scored, or wait for it, while the rollout goes on; 0 to score in line."""
+    """Decoded batches that may be scored, or wait for it, while the rollout goes on; 0 to score in line. Above 0 paths
+    are finished one after another, so that there is something to score from early on."""
 
 
 class OptimizerSection(Section):

@@ -101,7 +101,8 @@ class Trainer:
             speed.say = lambda line: self.say(line)
             num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
             most = recipe.rollout.max_batch
-            speed.expect(rollout=batch_sizes(pack(recipe.plan(), num_mine, most).rows, num_mine, most))
+            packing = pack(recipe.plan(), num_mine, most, in_turn=recipe.rollout.score_ahead > 0)
+            speed.expect(rollout=batch_sizes(packing.rows, num_mine, most))
         self.iteration = 0
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""
@@ -180,6 +181,7 @@ class Trainer:
                 max_batch=self.recipe.rollout.max_batch,
                 leaf_batch=self.recipe.rollout.decode_batch,
                 approximation=self.approximation,
+                in_turn=ahead > 0,
             )
         return rollout, scoring
 
