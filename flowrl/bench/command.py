@@ -60,7 +60,7 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
     if recipe is not None and not request.dry_run:
         _check(study, specs, recipe, say, here)
     rates = None if recipe is None else find_rates(request.folder, recipe, study.model, _device(here))
-    if recipe is not None and rates is None and not request.dry_run:
+    if recipe is not None and rates is None and not request.dry_run and not _is_finished(study, specs):
         rates = _calibrate(study, recipe, say)
     session = _Session(study, specs, here, rates, say, _deadline(request, began), request.time_limit)
     if request.dry_run:
@@ -104,11 +104,19 @@ def calibrate_device(request: Request) -> Rates:
 def keys_of(request: Request) -> list[str]:
     """Of everything that the tables are made from, the search included."""
     study = prepare(request)
-    specs = chosen(study, request.table)
+    return _keys(study, chosen(study, request.table))
+
+
+def _keys(study: Study, specs: Sequence[TableSpec]) -> list[str]:
     trials = study.search_units(specs)
     study.rates.update(choose_rates(study, trials))
     found = [unit.key for units in trials.values() for _, unit in units]
     return list(dict.fromkeys([*found, *(unit.key for unit in study.units(specs))]))
+
+
+def _is_finished(study: Study, specs: Sequence[TableSpec]) -> bool:
+    """Whether the tables need nothing but to be written."""
+    return all(study.store.done(key) for key in _keys(study, specs))
 
 
 def chosen(study: Study, table: str) -> list[TableSpec]:

@@ -303,3 +303,15 @@ def test_killed_three_times_no_finished_run_is_lost(tmp_path: Path) -> None:
     for unit, undisturbed in zip(units, other, strict=True):
         rows = [json.dumps(row) for row in rows_of(study.store.path(unit.key))]
         assert rows == [json.dumps(row) for row in rows_of(alone.store.path(undisturbed.key))]
+
+
+def test_where_all_is_finished_the_device_is_not_measured(
+    finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(calibrate, "calibrate", refused)
+    result = CliRunner().invoke(app, [*arguments(finished.bench.folder), "--output", str(tmp_path / "tables")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "tables" / "curves.md").is_file()

@@ -138,7 +138,11 @@ def called(found: Cell) -> Cell:
 
 
 def _caption(study: Study, spec: TableSpec, found: Histories) -> str:
-    at = ", ".join(f"{where:,.0f} {axis}" for axis in found.axes if (where := found.common(axis)) is not None)
+    at = ", ".join(
+        f"{where:,.{1 if where < 10 else 0}f} {axis}" if axis == "seconds" else f"{where:,.0f} {axis}"
+        for axis in found.axes
+        if (where := found.common(axis)) is not None
+    )
     seconds = (
         f"Seconds are counted forwards and training forwards at {found.rates.describe()}; never wall time."
         if found.rates is not None
