@@ -106,6 +106,8 @@ def in_words(line: Line) -> str:
             f"same noise differ by at most {apart} ({line['rewards_compared']} compared, their std is "
             f"{_number(line['reward_std'], 3)}), rank correlation {_number(line['rank_correlation'], 3)}"
         )
+    if line["what"] == "images":
+        return f"{line['part']}, {line['name']}, batch {line['batch']}: {line['ms_per_sample']:.4g} ms an image"
     if line["what"] != "iteration":
         return (
             f"{line['what']}, {line['name']}, batch {line['batch']}: {line['ms_per_sample']:.4g} ms a sample "
@@ -150,7 +152,7 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 # ---- rates
 
-BATCHES = {"forward": 12, "train": 4}
+BATCHES = {"forward": 12, "train": 4, "images": 4}
 """The batch whose rate is kept, or the largest below it."""
 
 
@@ -162,8 +164,8 @@ def rates(run: Line) -> Iterator[Line]:
     source = {"gpu": next((key for key in table()["gpus"] if key in words), run["device"])}
     source |= {"hardware": f"one {run['device']}", "command": run["command"]}
     lines = [line for line in run["lines"] if "failed" not in line]
-    for what, largest in BATCHES.items():
-        of_it = [line for line in lines if line["what"] == what and line["batch"] <= largest]
+    for what in ("forward", "train"):
+        of_it = [line for line in lines if line["what"] == what and line["batch"] <= BATCHES[what]]
         for name in dict.fromkeys(line["name"] for line in of_it):
             line = max((line for line in of_it if line["name"] == name), key=lambda line: line["batch"])
             rate = {"ms": round(line["ms_per_sample"], 1)} | source
@@ -172,11 +174,11 @@ def rates(run: Line) -> Iterator[Line]:
             elif isinstance(line["checkpointed"], bool):
                 keys = {key: line[key] for key in ("compiled", "checkpointed", "tune")}
                 yield {"what": "training"} | keys | rate
-    for line in [line for line in lines if line["what"] == "iteration" and line["way"] == "ours"][:1]:
-        of_image = {"decode": line["phases"]["decode"]} | line["scores"]
-        for name, seconds in of_image.items():
-            key = {"what": "decode"} if name == "decode" else {"what": "score", "scorer": name}
-            yield key | {"ms": round(1000 * seconds / line["images"], 2)} | source
+    of_images = [line for line in lines if line["what"] == "images" and line["batch"] <= BATCHES["images"]]
+    for part in dict.fromkeys(line["part"] for line in of_images):
+        line = max((line for line in of_images if line["part"] == part), key=lambda line: line["batch"])
+        key = {"what": "decode"} if part == "decode" else {"what": "score", "scorer": part}
+        yield key | {"ms": round(line["ms_per_sample"], 2)} | source
 
 
 # ---- page
@@ -194,6 +196,8 @@ def report(runs: Sequence[Line], page: Path, notes: str = "") -> None:
     for what, title in (("forward", "A forward"), ("train", "A training forward and backward")):
         of_it = [line for line in lines if line["what"] == what]
         parts += _section(title, _per_sample(of_it), _figure(of_it, page, what))
+    of_images = [line for line in lines if line["what"] == "images"]
+    parts += _section("Decoding and scoring, alone on the device", _of_images(of_images), "")
     parts += _section("Several processes", _scaling(iterations), "")
     parts += _section("Predicted and measured", _predicted(iterations), "")
     parts += ["; ".join(f"{in_words(line)} (run {line['run']})" for line in failed)]
@@ -270,6 +274,18 @@ def _per_sample(lines: Sequence[Line]) -> str:
         "counted as": lambda line: f"{line['counted_forwards']} x forward",
         "first call, s": lambda line: _number(line["first_seconds"], 3),
         "GB": lambda line: _number(line["peak_memory_gb"], 3),
+        "run": lambda line: line["run"],
+    }
+    return _table(columns, lines)
+
+
+def _of_images(lines: Sequence[Line]) -> str:
+    columns: Columns = {
+        "what": lambda line: line["part"],
+        "variant": lambda line: line["name"],
+        "batch": lambda line: line["batch"],
+        "ms an image": lambda line: f"{line['ms_per_sample']:.1f}",
+        "first call, s": lambda line: _number(line["first_seconds"], 3),
         "run": lambda line: line["run"],
     }
     return _table(columns, lines)

@@ -4,6 +4,7 @@
         --published bf16 autocast --parts 0 3 7 --variant "bf16" --variant "fp8 continuation.precision=fp8"
     python benchmarks/throughput.py --size flux --what forward --batches 1 4 12 --variant "eager model.compile=none"
     python benchmarks/throughput.py --size flux --what train --batches 1 4 --variant "eager model.compile=none"
+    python benchmarks/throughput.py --size flux --what images --batches 1 4
     python benchmarks/throughput.py --size flux --processes 4 --published --output four.json
     python benchmarks/throughput.py merge *.json -o reports/performance.json
     python benchmarks/throughput.py report reports/performance.json -o reports/performance.md
@@ -38,7 +39,7 @@ import throughput_iteration as iteration
 import torch
 from phases import matmul_peak
 from random_flux import SIZES
-from throughput_forward import forwards
+from throughput_forward import forwards, images
 from throughput_work import Line, Work, device_name, free, is_first, say
 
 from flowrl import parallel
@@ -47,6 +48,7 @@ from flowrl.errors import UserError
 from flowrl.hub import cache_dir
 from flowrl.launch import is_rank, run
 
+SCORED = ("iteration", "images")
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch", "triton")
 
 
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     found.add_argument("--size", choices=SIZES, default="tiny")
-    found.add_argument("--what", choices=["iteration", "forward", "train"], default="iteration")
+    found.add_argument("--what", choices=["iteration", "forward", "train", "images"], default="iteration")
     found.add_argument("--recipe", default="g2rpo")
     found.add_argument("--model", default="flux1_dev", help="the model fragment whose values are used")
     found.add_argument("--tune", choices=["lora", "full"], default="lora")
@@ -74,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of every line")
     found.add_argument("--set-published", nargs="*", default=[], metavar="KEY=VALUE")
     found.add_argument("--batches", nargs="*", type=int, default=[1, 4, 12])
-    found.add_argument("--scorers", choices=["full", "small"], help="by default full for an iteration of flux")
+    found.add_argument("--scorers", choices=["full", "small"], help="by default full where flux needs any")
     found.add_argument("--without-phases", action="store_true")
     found.add_argument("--processes", type=int, default=1)
     found.add_argument("--minutes", type=float, default=9.0, help="no line is begun after so many")
@@ -94,7 +96,7 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
         folder=options.folder or cache_dir("benchmark"),
         recipe=options.recipe,
         model=options.model,
-        scorers=options.scorers or ("full" if options.size == "flux" and options.what == "iteration" else "small"),
+        scorers=options.scorers or ("full" if options.size == "flux" and options.what in SCORED else "small"),
         lora=options.tune == "lora",
         overrides=tuple(options.set),
         world=int(os.environ.get("WORLD_SIZE", "1")),
@@ -111,12 +113,20 @@ def measured(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
             write_json(options.output, performance_report.plain(found))
 
     for name, overrides in _variants(options.variant):
-        if options.what != "iteration":
-            for line in forwards(work, name, overrides, options.batches, backward=options.what == "train"):
-                add(line)
+        for line in _parts(work, options, name, overrides):
+            add(line)
     if options.what == "iteration":
         _iterations(work, options, add, began)
     return found
+
+
+def _parts(work: Work, options: argparse.Namespace, name: str, overrides: list[str]) -> list[Line]:
+    """What a variant's forwards or images take; of an iteration nothing."""
+    if options.what == "images":
+        return images(work, name, overrides, options.batches)
+    if options.what == "iteration":
+        return []
+    return forwards(work, name, overrides, options.batches, backward=options.what == "train")
 
 
 def _iterations(work: Work, options: argparse.Namespace, add: Any, began: float) -> None:

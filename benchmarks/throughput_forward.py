@@ -1,9 +1,10 @@
-"""Milliseconds of a forward, and of a training forward and backward, by batch size: lines of throughput.py."""
+"""Milliseconds of a forward, of a training forward and backward, and of what images need: lines of throughput.py."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -54,6 +55,24 @@ def forwards(work: Work, name: str, overrides: Sequence[str], batches: Sequence[
     return lines
 
 
+def images(work: Work, name: str, overrides: Sequence[str], batches: Sequence[int]) -> list[Line]:
+    """Milliseconds an image to decode it and to score it by each reward, alone on the device, by batch size."""
+    trainer = work.trainer(work.load(*overrides))
+    policy, device = trainer.policy, trainer.device
+    lines = []
+    for batch in batches:
+        prompts = [Prompt("a photograph", 0)] * batch
+        x = torch.randn(batch, *policy.latent_shape, device=device)
+        drawn = policy.decode(x)
+        parts: dict[str, Callable[[], Any]] = {"decode": partial(policy.decode, x)}
+        parts |= {part: partial(scorer.score, drawn, prompts) for part, scorer in trainer.scorers.items()}
+        for part, run in parts.items():
+            first, found = _repeated(run, device)
+            line: Line = {"name": name, "what": "images", "part": part, "batch": batch, "overrides": list(overrides)}
+            lines.append(line | _timed(found, batch) | {"first_seconds": first, "peak_memory_gb": peak_memory(device)})
+    return lines
+
+
 def _settings(trainer: Trainer) -> Line:
     """What a rate depends on: compiled or not, exact or fp8, the share of blocks that are recomputed."""
     blocks = cast(FluxPolicy, trainer.policy).speed.blocks
@@ -67,15 +86,18 @@ def _settings(trainer: Trainer) -> Line:
 
 def _per_sample(run: Any, work: Work, recipe: Recipe, batch: int, device: torch.device, counted: int) -> Line:
     first, found = _repeated(run, device)
-    seconds = statistics.median(found) / batch
-    return {
-        "ms_per_sample": 1000 * seconds,
-        "spread": (max(found) - min(found)) / statistics.median(found),
-        "peak_share": counted * flops_of(recipe).per_forward / seconds / 1e12 / work.peak,
+    timed = _timed(found, batch)
+    return timed | {
+        "peak_share": counted * flops_of(recipe).per_forward / timed["ms_per_sample"] / 1e9 / work.peak,
         "counted_forwards": counted,
         "first_seconds": first,
         "peak_memory_gb": peak_memory(device),
     }
+
+
+def _timed(found: Sequence[float], batch: int) -> Line:
+    median = statistics.median(found)
+    return {"ms_per_sample": 1000 * median / batch, "spread": (max(found) - min(found)) / median}
 
 
 def _repeated(run: Any, device: torch.device, count: int = 5) -> tuple[float, list[float]]:

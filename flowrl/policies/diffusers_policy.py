@@ -307,5 +307,7 @@ class DiffusersPolicy(ABC):
 
         with quietly():
             vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
-        # Convolutions of few channels are twice as fast with the channels last (measured on CPU).
-        return vae.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        # On a CPU convolutions of few channels are twice as fast with the channels last. On a GPU group norms want them
+        # first: FLUX's decoder takes 36 against 41 ms an image (four of 720x720, H100).
+        layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+        return vae.requires_grad_(False).to(self.device, memory_format=layout)

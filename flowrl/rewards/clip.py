@@ -13,7 +13,7 @@ from flowrl.hub import SCHEMES, in_worlds
 from flowrl.protocols import Scorer
 from flowrl.rewards import open_clip_model
 from flowrl.rewards.images import as_pictures
-from flowrl.rewards.neural import CosineJudge, NeuralScorer
+from flowrl.rewards.neural import CosineJudge
 from flowrl.rewards.open_clip_model import CONFIG, WEIGHTS, Checkpoint
 from flowrl.rewards.open_clip_text import tokenizer
 from flowrl.rewards.weights import WeightsConfig
@@ -88,4 +88,4 @@ class Clip(WeightsConfig, kind="clip"):
             return torch.stack([transform(picture) for picture in as_pictures(images)])
 
         judge = CosineJudge(model.encode_image, lambda texts: model.encode_text(tokenize(texts).to(device)))
-        return NeuralScorer(prepare, judge, device, self.batch_size)
+        return self.scorer(prepare, judge, device)

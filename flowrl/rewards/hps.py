@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate, pad
 
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_tensors, normalise
-from flowrl.rewards.neural import CosineJudge, NeuralScorer
+from flowrl.rewards.neural import CosineJudge
 from flowrl.rewards.open_clip_model import CONFIG, model_config, own_towers
 from flowrl.rewards.open_clip_text import text_files, tokenizer
 from flowrl.rewards.weights import WeightsConfig, filled, read_weights
@@ -46,7 +46,7 @@ class Hps(WeightsConfig, kind="hps"):
         tokenize = tokenizer(cfg, beside[1:])
         size = cfg["vision_cfg"]["image_size"]
         judge = CosineJudge(model.encode_image, lambda texts: model.encode_text(tokenize(texts).to(device)))
-        return NeuralScorer(lambda images: prepare(images, size), judge, device, self.batch_size)
+        return self.scorer(lambda images: prepare(images, size), judge, device)
 
 
 def prepare(images: Images, size: int) -> Tensor:

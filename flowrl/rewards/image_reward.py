@@ -19,7 +19,6 @@ from flowrl.errors import UserError, all_of
 from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
-from flowrl.rewards.neural import NeuralScorer
 from flowrl.rewards.weights import WeightsConfig, filled, read_weights
 from flowrl.types import Images
 
@@ -74,7 +73,7 @@ class ImageReward(WeightsConfig, kind="image_reward"):
         def judge(pixels: Tensor, texts: Sequence[str]) -> Tensor:
             return model(pixels, *(ids.to(device) for ids in tokenize(texts)))
 
-        return NeuralScorer(lambda images: prepare(images, model.image_size), judge, device, self.batch_size)
+        return self.scorer(lambda images: prepare(images, model.image_size), judge, device)
 
 
 class ImageRewardModel(nn.Module):

@@ -14,19 +14,23 @@ from torch.nn.functional import normalize
 from flowrl.rewards.images import finite, take
 from flowrl.types import Images, Prompt, Scores
 
+Prepare = Callable[[Images], Tensor]
+"""B images into what the network sees, [B, 3, S, S]."""
+Judge = Callable[[Tensor, Sequence[str]], Tensor]
+"""That and B texts into B numbers."""
+
 
 @dataclass
 class NeuralScorer:
-    """Scores images one by one, in batches, in float32 whatever autocast surrounds it.
-
-    ``prepare`` turns B images into what the network sees, [B, 3, S, S]; ``judge`` turns that and B texts into B
-    numbers. An image that is not finite never reaches either.
+    """Scores images one by one, in batches, in float32 whatever autocast surrounds it, or with ``half`` under an
+    autocast to float16 of its own. An image that is not finite never reaches ``prepare`` or ``judge``.
     """
 
-    prepare: Callable[[Images], Tensor]
-    judge: Callable[[Tensor, Sequence[str]], Tensor]
+    prepare: Prepare
+    judge: Judge
     device: torch.device
     batch_size: int
+    half: bool = False
     scope: Literal["image", "group"] = "image"
 
     @torch.no_grad()
@@ -35,7 +39,7 @@ class NeuralScorer:
         valid = finite(images)
         rows = [row for row, is_finite in enumerate(valid) if is_finite]
         values = torch.zeros(len(prompts), device=self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
                 pixels = self.prepare(take(images, batch)).to(self.device)
@@ -54,12 +58,12 @@ class CosineJudge:
         scale: float = 1.0,
     ) -> None:
         self.encode_images = encode_images
-        self.text_features = TextCache(lambda texts: normalize(encode_texts(texts), dim=-1))
+        self.text_features = TextCache(lambda texts: normalize(encode_texts(texts).float(), dim=-1))
         self.scale = scale
 
     def __call__(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         """[B] of pixels [B, 3, S, S]."""
-        features = normalize(self.encode_images(pixels), dim=-1)
+        features = normalize(self.encode_images(pixels).float(), dim=-1)
         return self.scale * (features * self.text_features(texts)).sum(-1)
 
 

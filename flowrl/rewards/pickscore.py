@@ -14,7 +14,7 @@ from flowrl.foreign_code import refuse_kernels
 from flowrl.hub import read_json
 from flowrl.protocols import Scorer
 from flowrl.rewards.images import as_pictures, as_tensors, crop_centre, normalise, resize_short_side
-from flowrl.rewards.neural import CosineJudge, NeuralScorer
+from flowrl.rewards.neural import CosineJudge
 from flowrl.rewards.weights import WeightsConfig
 from flowrl.types import Images
 
@@ -70,7 +70,7 @@ class Pickscore(WeightsConfig, kind="pickscore"):
         scale = model.logit_scale.exp().item() / (1 if self.scale == "raw" else 100)
         values = read_json(sizes, "size", "crop_size", "image_mean", "image_std")
         judge = CosineJudge(encode_images, encode_texts, scale)
-        return NeuralScorer(lambda images: prepare(images, values), judge, device, self.batch_size)
+        return self.scorer(lambda images: prepare(images, values), judge, device)
 
 
 def load_model(weights: Path) -> Any:

@@ -55,12 +55,16 @@ def test_lines_of_all_kinds_are_merged_and_reported(tmp_path: Path) -> None:
         tmp_path, "train", "--what", "train", "--batches", "2", "--variant", "plain model.gradient_checkpointing=false"
     )
     measure(tmp_path, "iteration", "--recipe", "mix_grpo", "--published", "--tune", "full", "--without-phases")
-    files = [str(tmp_path / f"{name}.json") for name in ("forward", "train", "iteration", "forward")]
+    images = measure(tmp_path, "images", "--what", "images", "--batches", "1", "2")["lines"]
+    assert [(line["part"], line["batch"]) for line in images] == [
+        (part, batch) for batch in (1, 2) for part in ("decode", "hps", "clip")
+    ]
+    files = [str(tmp_path / f"{name}.json") for name in ("forward", "train", "iteration", "images", "forward")]
     merged, page = tmp_path / "performance.json", tmp_path / "performance.md"
     assert throughput.main(["merge", *files, "-o", str(merged)]) == 0
     assert throughput.main(["report", str(merged), "-o", str(page)]) == 0
     runs = json.loads(merged.read_text())["runs"]
-    assert [run["lines"][0]["what"] for run in runs] == ["train", "iteration", "forward"]
+    assert [run["lines"][0]["what"] for run in runs] == ["train", "iteration", "images", "forward"]
     assert {"command", "commit", "device", "versions", "date", "matmul_tflops"} <= runs[0].keys()
     text = page.read_text()
     assert all(f"`{run['command']}`" in text for run in runs)
@@ -146,8 +150,9 @@ def test_rates_are_lines_of_the_table() -> None:
         "tune": "lora",
         "ms_per_sample": 300.0,
     }
-    iteration = {"what": "iteration", "way": "ours", "phases": {"decode": 2.0}, "scores": {"hps": 1.0}, "images": 100}
-    lines = [forward | {"batch": 1}, forward | {"batch": 12}, train | {"batch": 2}, train | {"batch": 8}, iteration]
+    image = {"what": "images", "name": "c", "batch": 4}
+    images = [image | {"part": "decode", "ms_per_sample": 20.0}, image | {"part": "hps", "ms_per_sample": 10.0}]
+    lines = [forward | {"batch": 1}, forward | {"batch": 12}, train | {"batch": 2}, train | {"batch": 8}, *images]
     run = {"size": "flux", "device": "NVIDIA H200", "command": "python x", "lines": lines}
     source = {"gpu": "h200", "hardware": "one NVIDIA H200", "command": "python x"}
     assert list(rates(run)) == [

@@ -94,6 +94,9 @@ def test_identity_has_the_hash_of_the_weights(kind: str, checkpoint: Checkpoint)
     assert identity["kind"] == kind
     assert identity["source"] == str(folder)
     assert identity["files"][WEIGHTS[kind]] == sha256(folder / WEIGHTS[kind])
+    assert "precision" not in identity
+    half = config(kind, folder).model_copy(update={"precision": "fp16"})
+    assert half.identity() == identity | {"precision": "fp16"}
 
 
 def test_pickscore_refuses_kernels_out_of_a_repository(checkpoint: Checkpoint, tmp_path: Path) -> None:

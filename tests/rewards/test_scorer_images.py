@@ -82,6 +82,16 @@ def test_a_batch_scores_as_one_by_one_in_any_precision(kind: str, scorer: GetSco
     assert whole.unique().numel() == 5
 
 
+@every_kind
+def test_half_precision_rounds_the_network_alone(kind: str, scorer: GetScorer) -> None:
+    images, prompts = torch.rand(5, 3, 32, 48), [Prompt(text, i) for i, text in enumerate(texts()[:5])]
+    exact = scorer(kind).score(images, prompts).values
+    half = replace(scorer(kind), half=True).score(images, prompts).values
+    scale = 100 if kind == "pickscore" else 1  # times a cosine
+    assert 0 < float((half - exact).abs().max()) < 5e-3 * scale
+    assert half.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "jpeg_size"])
 def test_nothing_to_score(kind: str, scorer: GetScorer) -> None:
     judge = ScorerConfig.model_validate("jpeg_size").load(torch.device("cpu")) if kind == "jpeg_size" else scorer(kind)
