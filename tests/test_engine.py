@@ -30,7 +30,9 @@ PLANS = {
 }
 
 
-def roll(name, *, num_prompts=3, group=4, max_batch=16, leaf_batch=5, positions=None, kernel=None, policy=None):
+def roll(
+    name, *, num_prompts=3, group=4, max_batch=16, leaf_batch=5, positions=None, kernel=None, policy=None, in_turn=False
+):
     schedule, continuation = PLANS[name]
     arms = schedule.arms(num_steps=8, group=group, iteration=2, iterations=6, seed=0)
     plan = compile_plan(GRID, arms, continuation.paths)
@@ -50,6 +52,7 @@ def roll(name, *, num_prompts=3, group=4, max_batch=16, leaf_batch=5, positions=
         max_batch=max_batch,
         leaf_batch=leaf_batch,
         dtype=torch.float64,
+        in_turn=in_turn,
     )
     return plan, rollout, scoring.rewards(), policy
 
@@ -65,8 +68,8 @@ def test_counted_forwards_are_the_plans(name):
 @pytest.mark.parametrize("kernel", [FlowSde(), Cps()], ids=["flow_sde", "cps"])
 def test_packing_does_not_matter(name, kernel):
     _, reference, rewards, _ = roll(name, max_batch=10**6, kernel=kernel)
-    for max_batch, leaf_batch in ((1, 1), (7, 3)):
-        _, rollout, found, _ = roll(name, max_batch=max_batch, leaf_batch=leaf_batch, kernel=kernel)
+    for max_batch, leaf_batch, in_turn in ((1, 1, False), (7, 3, False), (4, 3, True)):
+        _, rollout, found, _ = roll(name, max_batch=max_batch, leaf_batch=leaf_batch, kernel=kernel, in_turn=in_turn)
         torch.testing.assert_close(rollout.next, reference.next, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(rollout.old.mean, reference.old.mean, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(found.values, rewards.values, rtol=1e-6, atol=1e-7)

@@ -36,11 +36,14 @@ def test_kinds_of_forwards_cost_few_partial_batches() -> None:
     assert len(set(calls)) == 2
 
 
-@pytest.mark.parametrize(("order", "held"), [(0, 36), (1, 72)])
-def test_residuals_of_a_prompt_that_are_held_at_once(order: int, held: int) -> None:
+@pytest.mark.parametrize(
+    ("order", "num_prompts", "together", "in_turn"), [(0, 1, 36, 34), (1, 1, 72, 58), (0, 4, 144, 37), (1, 4, 288, 75)]
+)
+def test_residuals_that_are_held_at_once(order: int, num_prompts: int, together: int, in_turn: int) -> None:
     """docs/continuations.md: at 15.6 MB each for FLUX.1-dev."""
     recipe = load_recipe("g2rpo", model="flux1_dev", overrides=[f"continuation.cache={{order: {order}}}"])
-    assert pack(recipe.plan(), 1, 12).peak_residuals == held
+    held = [pack(recipe.plan(), num_prompts, 12, in_turn=one).peak_residuals for one in (False, True)]
+    assert held == [together, in_turn]
 
 
 @pytest.mark.parametrize("recipe", ["mix_grpo", "dance_grpo", "flow_grpo", "g2rpo_wo_mgai"])
@@ -60,8 +63,9 @@ def test_kinds_that_share_no_batch_still_fill_them(cheaper: list[str], num_promp
     assert num_padded(calls, [num_prompts, 12]) == 0
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize(("prompts", "max_batch"), [(1, 12), (2, 12), (3, 64)])
-def test_batches_are_those_of_the_engine(prompts: int, max_batch: int) -> None:
+def test_batches_are_those_of_the_engine(prompts: int, max_batch: int, in_turn: bool) -> None:
     overrides = ["continuation.cache={every: 2}", "continuation.precision=fp8", "grid.num_steps=8"]
     plan = load_recipe("g2rpo", model="flux1_dev", overrides=overrides).plan()
     engine = Recorder()
@@ -76,8 +80,9 @@ def test_batches_are_those_of_the_engine(prompts: int, max_batch: int) -> None:
         device=torch.device("cpu"),
         max_batch=max_batch,
         approximation=engine.approximation(),
+        in_turn=in_turn,
     )
-    found = pack(plan, prompts, max_batch)
+    found = pack(plan, prompts, max_batch, in_turn=in_turn)
     assert list(found.batches) == engine.batches
     assert found.peak_residuals == rollout.peak_residuals
 
