@@ -35,7 +35,7 @@ from flowrl.worlds.shapes.scene import Testpoint
 from flowrl.worlds.shapes.truth import degrees
 
 STEPS = (8, 16, 28)
-AUDITED_STEPS = 16
+AUDITED_STEPS = 28  # what FluxPipeline draws in unless told otherwise
 SHOWN = 24  # disagreements
 
 
@@ -48,6 +48,7 @@ def measure(
     device: torch.device,
     output: Path,
     steps: Sequence[int] = STEPS,
+    audited_steps: int = AUDITED_STEPS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All measurements of a packaged pipeline; pictures of samples and disagreements go to ``output``."""
@@ -64,8 +65,9 @@ def measure(
     if num_audited:
         held_out, trained = audited_prompts(num_audited)
         asked = held_out + trained
-        images = draw(pipeline, [prompt.text for prompt in asked], steps=AUDITED_STEPS, seed=seed + 1)
-        result["auditor"] = audit(auditor, images, asked, output, num_held_out=len(held_out))
+        images = draw(pipeline, [prompt.text for prompt in asked], steps=audited_steps, seed=seed + 1)
+        found = audit(auditor, images, asked, output, num_held_out=len(held_out))
+        result["auditor"] = {"steps": audited_steps, **found}
     return result
 
 
@@ -209,6 +211,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="denoising steps of the gold score")
     parser.add_argument("--prompts", type=int, default=400, help="how many of the held-out prompts")
     parser.add_argument("--audited", type=int, default=0, help="samples on which judge and auditor are compared")
+    parser.add_argument("--audited-steps", type=int, default=AUDITED_STEPS, help="denoising steps of those samples")
     parser.add_argument("--output", type=Path, default=Path("worlds/shapes/measure"), help="where pictures go")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -222,6 +225,7 @@ def main() -> None:
         device=device,
         output=given.output,
         steps=given.steps,
+        audited_steps=given.audited_steps,
         seed=given.seed,
     )
     atomic.write_json(given.output / "measure.json", result)

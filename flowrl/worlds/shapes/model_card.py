@@ -63,8 +63,9 @@ pipeline, guidance 3.5. `quality` is the judge's continuous grade, the training 
 
 On fresh renders and on renders that break one testpoint the judge is right about {judge_clean:.1%} of the testpoints,
 and about {judge_vae:.1%} once the pictures went through the VAE. Judge and auditor agree on {agreement:.1%} of
-{testpoints:,} testpoints of {samples:,} samples drawn in 16 steps, each of another prompt. On the {held_out_samples:,}
-whose prompts are held out they agree on {held_out_agreement:.1%} of {held_out_testpoints:,}. Of all:
+{testpoints:,} testpoints of {samples:,} samples drawn in {audited_steps} steps, each of another prompt. On the
+{held_out_samples:,} whose prompts are held out they agree on {held_out_agreement:.1%} of {held_out_testpoints:,}. Of
+all:
 
 {agreement_table}
 
@@ -104,6 +105,7 @@ def model_card(records: Mapping[str, Any], settings: Settings) -> str:
         agreement_table=agreement_table(measured["auditor"]["per_kind"]),
         testpoints=measured["auditor"]["testpoints"],
         samples=measured["auditor"]["samples"],
+        audited_steps=measured["auditor"]["steps"],
         held_out_samples=measured["auditor"]["held_out"]["samples"],
         held_out_agreement=measured["auditor"]["held_out"]["agreement"],
         held_out_testpoints=measured["auditor"]["held_out"]["testpoints"],

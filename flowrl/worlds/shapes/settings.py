@@ -44,8 +44,8 @@ class Settings:
     refine_wrong: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PRIMARY_DIMENSIONS, 0.12))
 
     auditor_scenes: int = 400_000
-    auditor_steps: int = 12_000
-    auditor_batch: int = 256
+    auditor_steps: int = 9112
+    auditor_batch: int = 512
     auditor_lr: float = 1e-3
 
     checkpoint_every: int = 1000
