@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean, listing
 from flowrl.hub import SCHEMES, in_worlds
 from flowrl.protocols import Scorer
 from flowrl.rewards import open_clip_model
-from flowrl.rewards.images import as_pictures
 from flowrl.rewards.neural import CosineJudge
 from flowrl.rewards.open_clip_model import CONFIG, WEIGHTS, Checkpoint
 from flowrl.rewards.open_clip_text import tokenizer
 from flowrl.rewards.weights import WeightsConfig
-from flowrl.types import Images
 
 REWARD = "reward clip"
 
@@ -80,12 +77,9 @@ class Clip(WeightsConfig, kind="clip"):
     def load(self, device: torch.device) -> Scorer:
         """About 4 GB of memory for a ViT-H/14."""
         checkpoint = self.checkpoint()
-        model, transform = open_clip_model.load(checkpoint)
+        model, prepare = open_clip_model.load(checkpoint)
         model = model.to(device)
         tokenize = tokenizer(checkpoint.model_cfg, checkpoint.text)
-
-        def prepare(images: Images) -> Tensor:
-            return torch.stack([transform(picture) for picture in as_pictures(images)])
 
         judge = CosineJudge(model.encode_image, lambda texts: model.encode_text(tokenize(texts).to(device)))
         return self.scorer(prepare, judge, device)

@@ -55,6 +55,8 @@ def prepare(images: Images, size: int) -> Tensor:
     Where the official code stops, this goes on: transparency is dropped, a picture whose long side is ``size`` gets its
     borders too, and a side never rounds to nothing.
     """
+    if isinstance(images, Tensor) and images.shape[2:] == (size, size):
+        return normalise(images.float())
     return torch.stack([normalise(letterbox(image, size)) for image in as_tensors(images)])
 
 

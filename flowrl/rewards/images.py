@@ -32,8 +32,12 @@ def as_pictures(images: Images) -> list[Image]:
         return list(images)
     from PIL.Image import fromarray
 
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
-    return [fromarray(image.numpy()) for image in pixels]
+    return [fromarray(image.numpy()) for image in as_bytes(images).cpu().permute(0, 2, 3, 1)]
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """[B, 3, H, W] in 0..1 as uint8, on their device."""
+    return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def finite(images: Images) -> list[bool]:

@@ -19,6 +19,9 @@ Prepare = Callable[[Images], Tensor]
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 """That and B texts into B numbers."""
 
+GPU_PIXELS = 64 * 224 * 224
+"""Of a batch on a GPU, where the launching of kernels for few small images takes longer than the kernels."""
+
 
 @dataclass
 class NeuralScorer:
@@ -33,15 +36,22 @@ class NeuralScorer:
     half: bool = False
     scope: Literal["image", "group"] = "image"
 
+    def rows(self, images: Images) -> int:
+        """How many of the images go through the network at a time."""
+        if self.device.type == "cpu" or not isinstance(images, Tensor) or not images.numel():
+            return self.batch_size
+        return max(self.batch_size, GPU_PIXELS // images[0, 0].numel())
+
     @torch.no_grad()
     def score(self, images: Images, prompts: Sequence[Prompt]) -> Scores:
         """One prompt per image; ``values`` are 0 where not ``valid``."""
+        size = self.rows(images)
         valid = finite(images)
         rows = [row for row, is_finite in enumerate(valid) if is_finite]
         values = torch.zeros(len(prompts), device=self.device)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
                 pixels = self.prepare(take(images, batch)).to(self.device)
                 values[batch] = self.judge(pixels, [prompts[row].text for row in batch]).float()
         answered = torch.tensor(valid, dtype=torch.bool, device=self.device) & values.isfinite()

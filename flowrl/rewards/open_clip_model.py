@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from flowrl.errors import UserError, all_of, did_you_mean, in_short, listing
 from flowrl.foreign_code import refuse_auto_map
 from flowrl.hub import BARE_HUB_ID, cached_snapshot, read_json, siblings
+from flowrl.rewards.images import as_bytes, as_pictures, normalise
 from flowrl.rewards.open_clip_text import check_kwargs, text_files
 from flowrl.rewards.weights import uninitialised
+from flowrl.types import Images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +162,9 @@ def tower_config(model_cfg: Mapping[str, Any], what: str) -> tuple[Path, ...]:
     return (path,)
 
 
-def load(checkpoint: Checkpoint) -> tuple[Any, Callable[[Image], Tensor]]:
-    """The model in float32, and its transform for inference. Raises UserError where the weights do not fit."""
+def load(checkpoint: Checkpoint) -> tuple[Any, Callable[[Images], Tensor]]:
+    """The model in float32, and its transform of B images for inference. Raises UserError where the weights do not
+    fit."""
     is_quick, was_quick = (bool(cfg.get("quick_gelu")) for cfg in (checkpoint.model_cfg, checkpoint.preprocess_cfg))
     if checkpoint.config is None and checkpoint.preprocess_cfg and is_quick != was_quick:
         activations = ("GELU", "QuickGELU")
@@ -195,11 +200,18 @@ def _build(checkpoint: Checkpoint) -> Any:
     return model
 
 
-def _transform(model: Any, values: Mapping[str, Any]) -> Callable[[Image], Tensor]:
+def _transform(model: Any, values: Mapping[str, Any]) -> Callable[[Images], Tensor]:
+    """open_clip's own; tensors that have the model's size already need no picture in between to be the same bits."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     found = merge_preprocess_dict(PreprocessCfg(), dict(values))
-    transform: Callable[[Image], Tensor] = image_transform_v2(
-        PreprocessCfg(**found | {"size": model.visual.image_size}), is_train=False
-    )
-    return transform
+    cfg = PreprocessCfg(**found | {"size": model.visual.image_size})
+    transform: Callable[[Image], Tensor] = image_transform_v2(cfg, is_train=False)
+    height, width = (cfg.size, cfg.size) if isinstance(cfg.size, int) else cfg.size
+
+    def prepare(images: Images) -> Tensor:
+        if isinstance(images, Tensor) and images.shape[2:] == (height, width) and height == width:
+            return normalise(as_bytes(images).float() / 255, cfg.mean, cfg.std)
+        return torch.stack([transform(picture) for picture in as_pictures(images)])
+
+    return prepare

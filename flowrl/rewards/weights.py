@@ -28,7 +28,7 @@ class WeightsConfig(ScorerConfig):
 
     source: str
     batch_size: int = Field(default=32, ge=1)
-    """Images that the network sees at a time; of no influence on the scores."""
+    """Images that the network sees at a time, on a GPU more of small ones; of no influence on the scores."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """fp16: the network runs under float16 autocast, which is faster on a GPU and moves a cosine by about 1e-4. So
     hpsv2's own code runs there; the others' runs in float32."""

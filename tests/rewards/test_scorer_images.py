@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowrl.protocols import Scorer, ScorerConfig
 from flowrl.rewards.hps import letterbox
-from flowrl.rewards.neural import TextCache
+from flowrl.rewards.images import as_bytes, as_pictures
+from flowrl.rewards.neural import NeuralScorer, TextCache
 from flowrl.types import Prompt
 
 GetScorer = Callable[..., Scorer]
@@ -56,6 +57,22 @@ def test_tensors_score_as_the_same_pictures(kind: str, scorer: GetScorer) -> Non
     images = (tensor.permute(2, 0, 1).float() / 255)[None]
     as_tensor, as_file = scorer(kind).score(images, asked(1)), scorer(kind).score([picture], asked(1))
     assert torch.allclose(as_tensor.values, as_file.values, atol=TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("kind", ["clip", "hps"])
+def test_tensors_of_the_networks_own_size_are_prepared_to_the_same_bits(kind: str, scorer: GetScorer) -> None:
+    prepare = scorer(kind).prepare
+    size = prepare(torch.rand(1, 3, 30, 40)).shape[-1]
+    images = as_bytes(torch.rand(3, 3, size, size)).float() / 255
+    assert torch.equal(prepare(images), prepare(as_pictures(images)))
+
+
+def test_small_images_fill_a_gpu() -> None:
+    """As many pixels as 64 images of 224 x 224, however small they are; never fewer images than were asked for."""
+    scorer = NeuralScorer(lambda images: torch.zeros(0), lambda pixels, texts: pixels, torch.device("cuda"), 32)
+    assert [scorer.rows(torch.zeros(1, 3, side, side)) for side in (720, 224, 64)] == [32, 64, 784]
+    on_cpu = replace(scorer, device=torch.device("cpu"))
+    assert on_cpu.rows(torch.zeros(1, 3, 64, 64)) == scorer.rows([]) == 32
 
 
 @every_kind
