@@ -11,7 +11,6 @@ import fcntl
 import math
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -106,12 +105,10 @@ class RandomFluxPolicy(FluxPolicy):
 
         return _drawn(FluxTransformer2DModel, self.folder / "transformer", dtype, self.device).train(False)
 
-    @cached_property
-    def _vae(self) -> Any:
+    def _load_vae(self) -> Any:
         from diffusers import AutoencoderKL
 
-        vae = _drawn(AutoencoderKL, self.folder / "vae", self.frozen_dtype, self.device)
-        return vae.requires_grad_(False).to(memory_format=torch.channels_last)
+        return _drawn(AutoencoderKL, self.folder / "vae", self.frozen_dtype, self.device)
 
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
         """``text`` and ``pooled`` of the prompts, without text encoders."""

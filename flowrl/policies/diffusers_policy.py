@@ -303,11 +303,13 @@ class DiffusersPolicy(ABC):
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
-        from diffusers import AutoencoderKL
-
-        with quietly():
-            vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
         # On a CPU convolutions of few channels are twice as fast with the channels last. On a GPU group norms want them
         # first: FLUX's decoder takes 36 against 41 ms an image (four of 720x720, H100).
         layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        return vae.requires_grad_(False).to(self.device, memory_format=layout)
+        return self._load_vae().requires_grad_(False).to(self.device, memory_format=layout)
+
+    def _load_vae(self) -> AutoencoderKL:
+        from diffusers import AutoencoderKL
+
+        with quietly():
+            return AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self.frozen_dtype)
