@@ -175,6 +175,7 @@ def rates(run: Line) -> Iterator[Line]:
                 keys = {key: line[key] for key in ("compiled", "checkpointed", "tune")}
                 yield {"what": "training"} | keys | rate
     of_images = [line for line in lines if line["what"] == "images" and line["batch"] <= BATCHES["images"]]
+    of_images = [line for line in of_images if line["scorers"] == "full" and not line["overrides"]]
     for part in dict.fromkeys(line["part"] for line in of_images):
         line = max((line for line in of_images if line["part"] == part), key=lambda line: line["batch"])
         key = {"what": "decode"} if part == "decode" else {"what": "score", "scorer": part}

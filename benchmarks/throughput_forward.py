@@ -59,17 +59,21 @@ def images(work: Work, name: str, overrides: Sequence[str], batches: Sequence[in
     """Milliseconds an image to decode it and to score it by each reward, alone on the device, by batch size."""
     trainer = work.trainer(work.load(*overrides))
     policy, device = trainer.policy, trainer.device
-    lines = []
+    lines: list[Line] = []
     for batch in batches:
-        prompts = [Prompt("a photograph", 0)] * batch
-        x = torch.randn(batch, *policy.latent_shape, device=device)
-        drawn = policy.decode(x)
-        parts: dict[str, Callable[[], Any]] = {"decode": partial(policy.decode, x)}
-        parts |= {part: partial(scorer.score, drawn, prompts) for part, scorer in trainer.scorers.items()}
-        for part, run in parts.items():
-            first, found = _repeated(run, device)
-            line: Line = {"name": name, "what": "images", "part": part, "batch": batch, "overrides": list(overrides)}
-            lines.append(line | _timed(found, batch) | {"first_seconds": first, "peak_memory_gb": peak_memory(device)})
+        line: Line = {"name": name, "what": "images", "part": "decode", "batch": batch, "overrides": list(overrides)}
+        line |= {"scorers": work.scorers}
+        try:
+            x = torch.randn(batch, *policy.latent_shape, device=device)
+            drawn, prompts = policy.decode(x), [Prompt("a photograph", 0)] * batch
+            parts: dict[str, Callable[[], Any]] = {"decode": partial(policy.decode, x)}
+            parts |= {part: partial(scorer.score, drawn, prompts) for part, scorer in trainer.scorers.items()}
+            for part, run in parts.items():
+                first, found = _repeated(run, device)
+                lines.append(line | {"part": part, "first_seconds": first} | _timed(found, batch))
+        except torch.cuda.OutOfMemoryError:
+            lines.append(line | {"failed": "memory"})
+            torch.cuda.empty_cache()
     return lines
 
 

@@ -146,7 +146,7 @@ def execute(
 ) -> Rollout:
     """Roll the plan out for the prompts of ``cond``, whose places in the global batch are ``positions``.
 
-    The result does not depend on ``max_batch``, ``leaf_batch`` or which prompts run together, beyond rounding, nor on
+    Beyond rounding the result does not depend on ``max_batch``, ``leaf_batch``, which prompts run together, or
     ``in_turn``: whether paths are finished one after another (:class:`flowrl.ready.ReadySites`), for scorers that work
     beside the rollout.
     ``approximation`` runs the continuation nodes of a plan that leaves them to it; ValueError where it is missing then.

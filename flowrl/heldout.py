@@ -125,7 +125,7 @@ def _draw(trainer: Trainer, prompts: list[Prompt], scorers: Mapping[str, Scorer]
             device=trainer.device,
             max_batch=recipe.rollout.max_batch,
             leaf_batch=recipe.rollout.decode_batch,
-            in_turn=ahead > 0,
+            in_turn=recipe.in_turn,
         )
     return scoring
 

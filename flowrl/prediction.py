@@ -96,8 +96,7 @@ class Work:
         is_asked_for = recipe.run.parallel == "fsdp" or (recipe.run.parallel == "auto" and large)
         self.sharded = gpus > 1 and self.model.lora is None and is_asked_for
         self.compiled = is_compiled(self.model.compile, torch.device("cuda"))
-        rollout = recipe.rollout
-        self.packing = pack(self.plan, self.prompts, rollout.max_batch, in_turn=rollout.score_ahead > 0)
+        self.packing = pack(self.plan, self.prompts, recipe.rollout.max_batch, in_turn=recipe.in_turn)
         if (self.shape.flops_per_forward, self.shape.height) != (table()["reference"]["flops"], 720):
             rates.estimates["another model or size than FLUX.1-dev at 720x720: scaled by FLOPs and pixels"] = None
 

@@ -232,6 +232,12 @@ class Recipe(Section):
         """The name of the model fragment, which picks the ``for`` blocks."""
         return self._model_name
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether paths are finished one after another: where scorers work beside the rollout, or blocks are reused,
+        whose residuals would otherwise be held by the thousand for many prompts."""
+        return self.rollout.score_ahead > 0 or self.continuation.cache is not None
+
     def arms(self, iteration: int) -> tuple[Arm, ...]:
         """The schedule's arms at an iteration; raises UserError where they do not fit the grid."""
         with self._explained("schedule", iteration):

@@ -101,7 +101,7 @@ class Trainer:
             speed.say = lambda line: self.say(line)
             num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
             most = recipe.rollout.max_batch
-            packing = pack(recipe.plan(), num_mine, most, in_turn=recipe.rollout.score_ahead > 0)
+            packing = pack(recipe.plan(), num_mine, most, in_turn=recipe.in_turn)
             speed.expect(rollout=batch_sizes(packing.rows, num_mine, most))
         self.iteration = 0
         self.intact = True
@@ -181,7 +181,7 @@ class Trainer:
                 max_batch=self.recipe.rollout.max_batch,
                 leaf_batch=self.recipe.rollout.decode_batch,
                 approximation=self.approximation,
-                in_turn=ahead > 0,
+                in_turn=self.recipe.in_turn,
             )
         return rollout, scoring
 

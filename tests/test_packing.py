@@ -37,7 +37,8 @@ def test_kinds_of_forwards_cost_few_partial_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "num_prompts", "together", "in_turn"), [(0, 1, 36, 34), (1, 1, 72, 58), (0, 4, 144, 37), (1, 4, 288, 75)]
+    ("order", "num_prompts", "together", "in_turn"),
+    [(0, 1, 36, 34), (1, 1, 72, 58), (0, 4, 144, 37), (1, 4, 288, 75), (0, 16, 3840, 51), (1, 16, 7296, 154)],
 )
 def test_residuals_that_are_held_at_once(order: int, num_prompts: int, together: int, in_turn: int) -> None:
     """docs/continuations.md: at 15.6 MB each for FLUX.1-dev."""

@@ -148,6 +148,7 @@ class Setup:
                 leaf_batch=self.decode_batch,
                 dtype=self.dtype,
                 approximation=self.approximation if plan.approximate else None,
+                in_turn=self.score_ahead > 0,
             )
         rewards = scoring.rewards()
         return rollout, rewards.values.where(rewards.valid, torch.nan)

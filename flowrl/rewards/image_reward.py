@@ -93,7 +93,7 @@ class ImageRewardModel(nn.Module):
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
             is_decoder=False,  # the configuration's True only creates the cross attention
         ).last_hidden_state
-        return (self.head(read[:, 0]).squeeze(-1) - MEAN) / STD
+        return (self.head(read[:, 0]).float().squeeze(-1) - MEAN) / STD
 
     @classmethod
     def from_official(cls, weights: Mapping[str, Tensor], cfg: Mapping[str, Any], path: Path) -> ImageRewardModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -35,21 +35,25 @@ class NeuralScorer:
     batch_size: int
     half: bool = False
     scope: Literal["image", "group"] = "image"
+    _pixels: int | None = field(default=None, init=False)
+    """Of an image as the network sees it."""
 
-    def rows(self, images: Images) -> int:
-        """How many of the images go through the network at a time."""
-        if self.device.type == "cpu" or not isinstance(images, Tensor) or not images.numel():
+    def rows_at_once(self, images: Images) -> int:
+        """How many of the images go through the network at a time; the first of them shows what it sees."""
+        if self.device.type == "cpu" or not len(images):
             return self.batch_size
-        return max(self.batch_size, GPU_PIXELS // images[0, 0].numel())
+        if self._pixels is None:
+            self._pixels = self.prepare(take(images, [0]))[0, 0].numel()
+        return max(self.batch_size, GPU_PIXELS // self._pixels)
 
     @torch.no_grad()
     def score(self, images: Images, prompts: Sequence[Prompt]) -> Scores:
         """One prompt per image; ``values`` are 0 where not ``valid``."""
-        size = self.rows(images)
         valid = finite(images)
         rows = [row for row, is_finite in enumerate(valid) if is_finite]
         values = torch.zeros(len(prompts), device=self.device)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            size = self.rows_at_once(take(images, rows[:1]))
             for start in range(0, len(rows), size):
                 batch = rows[start : start + size]
                 pixels = self.prepare(take(images, batch)).to(self.device)

@@ -211,7 +211,8 @@ def _transform(model: Any, values: Mapping[str, Any]) -> Callable[[Images], Tens
 
     def prepare(images: Images) -> Tensor:
         if isinstance(images, Tensor) and images.shape[2:] == (height, width) and height == width:
-            return normalise(as_bytes(images).float() / 255, cfg.mean, cfg.std)
+            pixels = as_bytes(images).float()
+            return normalise(pixels / pixels.new_tensor(255), cfg.mean, cfg.std)  # a GPU multiplies by 1 / a number
         return torch.stack([transform(picture) for picture in as_pictures(images)])
 
     return prepare

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_serializer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -28,10 +28,16 @@ class WeightsConfig(ScorerConfig):
 
     source: str
     batch_size: int = Field(default=32, ge=1)
-    """Images that the network sees at a time, on a GPU more of small ones; of no influence on the scores."""
+    """Images that the network sees at a time, on a GPU more where it sees them small; of no influence on the scores."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """fp16: the network runs under float16 autocast, which is faster on a GPU and moves a cosine by about 1e-4. So
-    hpsv2's own code runs there; the others' runs in float32."""
+    hpsv2's own code runs there; the others' code runs in float32."""
+
+    @model_serializer(mode="plain")
+    def _with_kind(self) -> dict[str, Any]:
+        """``precision`` only where it is not fp32, so that what older runs say of themselves stays the same."""
+        fields: dict[str, Any] = super()._with_kind()
+        return {name: value for name, value in fields.items() if (name, value) != ("precision", "fp32")}
 
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
@@ -41,11 +47,8 @@ class WeightsConfig(ScorerConfig):
         self.files()
 
     def identity(self) -> dict[str, Any]:
-        """The fields (``precision`` where it is not fp32), and the SHA-256 of every file that is read."""
-        fields = super().identity()
-        if self.precision == "fp32":
-            del fields["precision"]
-        return fields | {"files": {path.name: sha256(path) for path in self.files()}}
+        """The fields, and the SHA-256 of every file that is read."""
+        return super().identity() | {"files": {path.name: sha256(path) for path in self.files()}}
 
     def scorer(self, prepare: Prepare, judge: Judge, device: torch.device) -> NeuralScorer:
         """Of a network, as the fields say."""

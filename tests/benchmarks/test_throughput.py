@@ -150,8 +150,10 @@ def test_rates_are_lines_of_the_table() -> None:
         "tune": "lora",
         "ms_per_sample": 300.0,
     }
-    image = {"what": "images", "name": "c", "batch": 4}
+    image = {"what": "images", "name": "c", "batch": 4, "scorers": "full", "overrides": []}
     images = [image | {"part": "decode", "ms_per_sample": 20.0}, image | {"part": "hps", "ms_per_sample": 10.0}]
+    half = images[1] | {"ms_per_sample": 5.0, "overrides": ["rewards.hps.precision=fp16"]}
+    images = [half, *images, images[1] | {"ms_per_sample": 1.0, "scorers": "small"}]
     lines = [forward | {"batch": 1}, forward | {"batch": 12}, train | {"batch": 2}, train | {"batch": 8}, *images]
     run = {"size": "flux", "device": "NVIDIA H200", "command": "python x", "lines": lines}
     source = {"gpu": "h200", "hardware": "one NVIDIA H200", "command": "python x"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from scorer_golden import KINDS, TOLERANCE, edge_pictures, golden, pictures, texts
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from flowrl.protocols import Scorer, ScorerConfig
 from flowrl.rewards.hps import letterbox
@@ -68,11 +70,12 @@ def test_tensors_of_the_networks_own_size_are_prepared_to_the_same_bits(kind: st
 
 
 def test_small_images_fill_a_gpu() -> None:
-    """As many pixels as 64 images of 224 x 224, however small they are; never fewer images than were asked for."""
-    scorer = NeuralScorer(lambda images: torch.zeros(0), lambda pixels, texts: pixels, torch.device("cuda"), 32)
-    assert [scorer.rows(torch.zeros(1, 3, side, side)) for side in (720, 224, 64)] == [32, 64, 784]
-    on_cpu = replace(scorer, device=torch.device("cpu"))
-    assert on_cpu.rows(torch.zeros(1, 3, 64, 64)) == scorer.rows([]) == 32
+    """As many pixels as 64 images of 224 x 224, however small the network sees them; never fewer than asked for."""
+    images, gpu = torch.zeros(2, 3, 50, 50), torch.device("cuda")
+    for side, rows in ((378, 32), (224, 64), (64, 784)):
+        scorer = NeuralScorer(partial(interpolate, size=side), lambda pixels, texts: pixels, gpu, 32)
+        assert scorer.rows_at_once(images) == rows
+    assert replace(scorer, device=torch.device("cpu")).rows_at_once(images) == scorer.rows_at_once([]) == 32
 
 
 @every_kind
