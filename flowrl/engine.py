@@ -148,7 +148,7 @@ def execute(
 
     Beyond rounding the result does not depend on ``max_batch``, ``leaf_batch``, which prompts run together, or
     ``in_turn``: whether paths are finished one after another (:class:`flowrl.ready.ReadySites`), for scorers that work
-    beside the rollout.
+    beside the rollout and for few residuals at once.
     ``approximation`` runs the continuation nodes of a plan that leaves them to it; ValueError where it is missing then.
     """
     if plan.approximate and approximation is None:

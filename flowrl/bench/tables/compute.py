@@ -138,11 +138,9 @@ def called(found: Cell) -> Cell:
 
 
 def _caption(study: Study, spec: TableSpec, found: Histories) -> str:
-    at = ", ".join(
-        f"{where:,.{1 if where < 10 else 0}f} {axis}" if axis == "seconds" else f"{where:,.0f} {axis}"
-        for axis in found.axes
-        if (where := found.common(axis)) is not None
-    )
+    reached = [(axis, where) for axis in found.axes if (where := found.common(axis)) is not None]
+    digits = {axis: 1 if axis == "seconds" and where < 10 else 0 for axis, where in reached}
+    at = ", ".join(f"{where:,.{digits[axis]}f} {axis}" for axis, where in reached)
     seconds = (
         f"Seconds are counted forwards and training forwards at {found.rates.describe()}; never wall time."
         if found.rates is not None
