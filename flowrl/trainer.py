@@ -102,7 +102,7 @@ class Trainer:
             num_mine = len(rank_slice(recipe.rollout.prompts, 0, self.accelerator.num_processes).positions)
             most = recipe.rollout.max_batch
             packing = pack(recipe.plan(), num_mine, most, in_turn=recipe.in_turn)
-            speed.expect(rollout=batch_sizes(packing.rows, num_mine, most))
+            speed.expect(rollout=batch_sizes(packing.rows, num_mine, most), images=recipe.rollout.decode_batch)
         self.iteration = 0
         self.intact = True
         """Whether the parameters are those after ``iteration`` iterations, none of the next one's updates applied."""

@@ -86,7 +86,7 @@ class BlockCall:
         self.forward = block.forward
         self.compiled: Callable[..., Any] | None = None
         if compiled:
-            self.compiled = torch.compile(block.forward, backend=BACKEND, fullgraph=True, dynamic=False)
+            self.compiled = compiled_for_each_shape(block.forward)
         self.attention = attention
         self.checkpointed = False
         self.is_plain = False
@@ -106,10 +106,18 @@ class BlockCall:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The call itself, never checkpointed."""
         with self.attention():
-            if self.compiled is None:
-                return self.forward(*args, **kwargs)
-            _configure_dynamo()
-            return self.compiled(*args, **kwargs)
+            return (self.forward if self.compiled is None else self.compiled)(*args, **kwargs)
+
+
+def compiled_for_each_shape(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled as a whole, anew for each shape that it is called with."""
+    compiled = torch.compile(function, backend=BACKEND, fullgraph=True, dynamic=False)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _configure_dynamo()
+        return compiled(*args, **kwargs)
+
+    return call
 
 
 def _configure_dynamo() -> None:

@@ -36,6 +36,8 @@ class Speed:
         self.blocks.checkpoint(math.ceil(share_of(checkpointing) * len(self.blocks.calls)))
         self.padding = RowPadding()
         self.largest = 1
+        self.images: int | None = None
+        """How many are decoded at once, where a run said so."""
         self.say: Callable[[str], None] = lambda line: None
         """Is told what was chosen."""
 
@@ -43,10 +45,14 @@ class Speed:
         """Have the blocks of a second transformer, a copy of lower precision, run in the same way."""
         Blocks(transformer, compiled=self.blocks.compiled, attention=self.attention.context)
 
-    def expect(self, *, rollout: Iterable[int] = (), training: Iterable[int] = ()) -> None:
-        """The batch sizes of a run: of calls without gradients, and with. Only compiled blocks are held to them."""
+    def expect(
+        self, *, rollout: Iterable[int] = (), training: Iterable[int] = (), images: int | None = None
+    ) -> None:
+        """The batch sizes of a run: of calls without gradients, with them, and of images that are decoded. Only what is
+        compiled is held to them."""
         rollout, training = tuple(rollout), tuple(training)
-        self.largest = max(self.largest, *rollout, *training)
+        self.largest = max([self.largest, *rollout, *training])
+        self.images = images or self.images
         if self.blocks.compiled:
             self.padding.expect(rollout=rollout, training=training)
 

@@ -239,3 +239,14 @@ def test_cheaper_continuations_are_compiled_and_padded_too(flux: Kind) -> None:
     assert 0 < graphs[0] == graphs[1] <= 2 * KINDS
     assert fast.speed.padding.num_padded == 4
     assert plain.speed.padding.num_padded == 0
+
+
+def test_whole_chunks_of_images_are_decoded_by_compiled_code(flux: Kind) -> None:
+    plain, fast = load(flux), load(flux, compile="blocks")
+    x = inputs(plain, 5)[0]
+    torch.testing.assert_close(fast.decode(x), plain.decode(x))
+    assert num_graphs() == 0, "no run has said how many images are decoded at once"
+    fast.speed.expect(images=2)
+    for _ in range(2):
+        torch.testing.assert_close(fast.decode(x), plain.decode(x))
+    assert num_graphs() == 1, "two chunks of 2 by one graph, and the last image without"

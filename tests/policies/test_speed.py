@@ -65,8 +65,8 @@ def test_a_whole_run_compiled_is_the_run_uncompiled(trained: Any, monkeypatch: p
     moved = (parameters(plain) - parameters(fast)).abs().max()
     assert moved < 0.05 * plain.recipe.optimizer.lr
     # Three sizes without gradients, one of the reference and one with them, each of a double block and of a single one
-    # in two layouts.
-    assert counters["stats"]["unique_graphs"] <= 5 * 3
+    # in two layouts; and the decoder.
+    assert counters["stats"]["unique_graphs"] <= 5 * 3 + 1
     assert plain.policy.speed.padding.num_padded == 0
     assert fast.policy.speed.padding.num_padded > 0
     torch._dynamo.reset()
