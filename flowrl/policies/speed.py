@@ -45,9 +45,7 @@ class Speed:
         """Have the blocks of a second transformer, a copy of lower precision, run in the same way."""
         Blocks(transformer, compiled=self.blocks.compiled, attention=self.attention.context)
 
-    def expect(
-        self, *, rollout: Iterable[int] = (), training: Iterable[int] = (), images: int | None = None
-    ) -> None:
+    def expect(self, *, rollout: Iterable[int] = (), training: Iterable[int] = (), images: int | None = None) -> None:
         """The batch sizes of a run: of calls without gradients, with them, and of images that are decoded. Only what is
         compiled is held to them."""
         rollout, training = tuple(rollout), tuple(training)
