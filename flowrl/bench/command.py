@@ -44,6 +44,7 @@ class Request:
     jobs: int | None = None
     time_limit: float | None = None
     dry_run: bool = False
+    tables_only: bool = False
     folder: Path = Path("runs/bench")
     specs: Path | None = None
     argv: tuple[str, ...] = ()
@@ -57,10 +58,11 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
     here = resources(request.jobs)
     say(f"{len(specs)} tables, budget {study.budget}, model {study.model}: {describe_scale(study)}")
     recipe = reference_recipe(study, specs)
-    if recipe is not None and not request.dry_run:
+    works = not request.dry_run and not request.tables_only
+    if recipe is not None and works:
         _check(study, specs, recipe, say, here)
     rates = None if recipe is None else find_rates(request.folder, recipe, study.model, _device(here))
-    if recipe is not None and rates is None and not request.dry_run and not _is_finished(study, specs):
+    if recipe is not None and rates is None and works and _unfinished(study, specs):
         rates = _calibrate(study, recipe, say)
     session = _Session(study, specs, here, rates, say, _deadline(request, began), request.time_limit)
     if request.dry_run:
@@ -68,8 +70,11 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
         if recipe is not None:
             _check(study, specs, recipe, None, here)
         return 0
-    with calibrate.working(request.folder):
-        outcome = session.work()
+    if request.tables_only:
+        outcome = Outcome(left=len(_unfinished(study, specs)))
+    else:
+        with calibrate.working(request.folder):
+            outcome = session.work()
     folder = request.output or default_output(request, study)
     others = study.search_units(list(study.bench.tables.values()))  # what is known of them, for a table of settings
     study.rates = choose_rates(study, others) | study.rates
@@ -114,9 +119,9 @@ def _keys(study: Study, specs: Sequence[TableSpec]) -> list[str]:
     return list(dict.fromkeys([*found, *(unit.key for unit in study.units(specs))]))
 
 
-def _is_finished(study: Study, specs: Sequence[TableSpec]) -> bool:
-    """Whether the tables need nothing but to be written."""
-    return all(study.store.done(key) for key in _keys(study, specs))
+def _unfinished(study: Study, specs: Sequence[TableSpec]) -> list[str]:
+    """What the tables need that is not done; where it is nothing they need but to be written."""
+    return [key for key in _keys(study, specs) if not study.store.done(key)]
 
 
 def chosen(study: Study, table: str) -> list[TableSpec]:

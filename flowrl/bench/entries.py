@@ -104,7 +104,9 @@ def heading(column: Column) -> str:
 def titled(report: Report, title: str) -> str:
     """``title``, and whether what it heads is less than a full and complete measurement."""
     reasons = [f"{report.budget} budget"] if report.budget != "full" else []
-    reasons += [f"partial: without {', '.join(report.missing)}"] if report.missing else []
+    if report.missing:
+        done = sum(run.status == "done" for run in report.runs.values())
+        reasons.append(f"partial: {len(report.missing)} of {len(report.missing) + done} parts missing")
     return f"{title} ({'; '.join(reasons)})" if reasons else title
 
 

@@ -17,10 +17,12 @@ VERDICTS = {True: "yes", False: "no", None: "undecided"}
 
 
 def markdown(report: Report) -> str:
-    """The whole report: its blocks in order, then its runs."""
+    """The whole report: its blocks in order, then what is missing, then its runs."""
     lines = [f"# {escaped(titled(report, report.title))}", "", f"Model {escaped(report.model)}; {_origin(report)}", ""]
     for block in report.blocks:
         lines += [f"## {escaped(titled(report, block.title))}", "", *_block(block)]
+    if report.missing:
+        lines += ["## Missing", "", *(f"- {escaped(title)}" for title in report.missing), ""]
     if report.runs:
         lines += ["## Runs", "", *_runs(report.runs), ""]
     return "\n".join(lines)

@@ -129,7 +129,15 @@ def _notice(reports: Sequence[Report]) -> Html | None:
 def _section(report: Report, folder: Path, links: RunLinks, say: Callable[[str], None]) -> Html:
     blocks = [block_html(block, report, folder, links, say) for block in report.blocks]
     heading = el("h2", said(titled(report, report.title)), id=place(report))
-    return el("section", heading, blocks, _files(report), _provenance(report), aria_labelledby=place(report))
+    after = _missing(report), _files(report), _provenance(report)
+    return el("section", heading, blocks, *after, aria_labelledby=place(report))
+
+
+def _missing(report: Report) -> Html | None:
+    if not report.missing:
+        return None
+    titles = [el("li", said(title)) for title in report.missing]
+    return el("details", el("summary", f"Missing: {_count(len(titles), 'part')}"), el("ul", titles), class_="missing")
 
 
 def _files(report: Report) -> Html:

@@ -107,6 +107,13 @@ class Study:
         limit = self.scale.seeds if spec is None or spec.seeds is None else min(spec.seeds, self.scale.seeds)
         return range(limit)
 
+    def describe_seeds(self, spec: TableSpec) -> str:
+        """How many seeds a table is of: those of which anything is finished, and how many it is to have."""
+        asked = self.seeds(spec)
+        begun = sum(any(self.store.done(unit.key) for unit in self._of_table(spec, seed)) for seed in asked)
+        text = f"{len(asked)} seed{'s' * (len(asked) != 1)}"
+        return text if begun == len(asked) else f"at most {begun} of {text}"
+
     def title(self, method: str) -> str:
         return self.bench.methods[method].title
 

@@ -43,6 +43,9 @@ def bench(
         typer.Option("--time-limit", metavar="SECONDS", help="End in good order before, to be continued."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show runs, keys, what exists and the estimate.")] = False,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Write the tables of what is finished; run nothing.")
+    ] = False,
     folder: FolderOption = Path("runs/bench"),
     specs: SpecsOption = None,
 ) -> None:
@@ -64,6 +67,7 @@ def bench(
         jobs=jobs,
         time_limit=time_limit,
         dry_run=dry_run,
+        tables_only=tables_only,
         folder=folder,
         specs=specs,
         argv=tuple(sys.argv[2:]),

@@ -125,5 +125,7 @@ def _configure_dynamo() -> None:
     config = torch._dynamo.config
     if config.recompile_limit < MAX_GRAPHS:
         config.recompile_limit = MAX_GRAPHS  # with fullgraph its excess is an error
+    if config.error_on_nested_fx_trace:  # torch 2.11 means other threads too: what is called meanwhile runs uncompiled
+        config.error_on_nested_fx_trace = False
     if config.optimize_ddp:  # would cut a block's graph at DDP's buckets; gradients overlap between blocks anyway
         config.optimize_ddp = False

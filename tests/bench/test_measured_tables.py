@@ -13,6 +13,7 @@ from bench.benches import METHODS, study_of, write_bench
 from flowrl.bench import credit, granularity
 from flowrl.bench.command import make_report
 from flowrl.bench.files import check
+from flowrl.bench.markdown import markdown
 from flowrl.bench.report import Report, Table
 from flowrl.bench.spec import load_bench
 from flowrl.bench.study import Measured, Study
@@ -57,6 +58,29 @@ def test_credit(tmp_path: Path) -> None:
     assert len(report.missing) == 2, "of the broken one, by seed"
     values = study.measured(study.bench.table("curves"), "fidelity")[0].values
     assert values["forwards"] == study.recipe("one", study.bench.table("curves").rewards[0]).plan().num_forwards
+
+
+def test_what_others_are_compared_with_has_no_row_among_their_differences(tmp_path: Path) -> None:
+    measure = {"fidelity": {"function": "flowrl.bench.credit:measure", "options": {"num_prompts": 2, "samples": 2}}}
+    methods = {"one": METHODS["one"], "two": METHODS["two"], "broken": BROKEN}
+    _, report = made(tmp_path, "credit", methods, measure=measure, reference="two")
+    found = tables(report)
+    assert [row.title for row in found["credit_ranks"].rows] == ["One", "Two", "Broken"]
+    assert [row.title for row in found["credit_differences"].rows] == ["One", "Broken"]
+
+
+def test_what_is_not_finished_is_no_failure(tmp_path: Path) -> None:
+    measure = {"fidelity": {"function": "flowrl.bench.credit:measure", "options": {"num_prompts": 2, "samples": 2}}}
+    study, _ = made(tmp_path, "credit", {"one": METHODS["one"], "two": METHODS["two"]}, measure=measure)
+    spec = study.bench.table("curves")
+    for measured in study.measured(spec, "fidelity"):
+        if measured.title == "Two":
+            study.store.forget(measured.key)
+    report = make_report(study, spec)
+    _, two = tables(report)["credit_ranks"].rows
+    assert two.failed is None
+    assert {cell.note for cell in two.cells.values()} == {"not finished"}
+    assert "partial: 2 of 4 parts missing)" in markdown(report).splitlines()[0]
 
 
 def test_a_measurement_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def test_the_title_says_what_is_not_full_and_complete(budget: str) -> None:
     report = main_report(budget, missing=("G2RPO, seed 4",))  # type: ignore[arg-type]
     title = markdown(report).splitlines()[0]
     assert ("budget" in title) == (budget != "full")
-    assert "partial: without G2RPO, seed 4" in title
-    assert "partial: without G2RPO, seed 4" in latex(report, main_table(report))
+    assert "partial: 1 of 60 parts missing" in title
+    assert "partial: 1 of 60 parts missing" in latex(report, main_table(report))
+    assert "## Missing\n\n- G2RPO, seed 4" in markdown(report)
     assert markdown(main_report()).splitlines()[0] == "# Main comparison"
 
 

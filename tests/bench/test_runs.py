@@ -204,6 +204,23 @@ def test_the_command_shows_its_plan_without_doing_anything(tmp_path: Path) -> No
     assert not (tmp_path / "runs" / "runs").exists()
 
 
+def test_tables_of_what_is_finished_are_written_without_running_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = write_bench(tmp_path)
+    study = study_of(bench)
+    units = study.units(list(study.bench.tables.values()))
+    Worker(study.store, units[:1], 0.0, lambda event: None).run()
+    done = sum(study.store.done(unit.key) for unit in units)
+    assert 0 < done < len(units)
+    output = tmp_path / "tables"
+    result = CliRunner().invoke(app, [*arguments(bench, "--tables-only"), "--output", str(output)])
+    assert result.exit_code == 3, result.output
+    assert sum(study.store.done(unit.key) for unit in units) == done
+    assert f"partial: {len(units) - done} of {len(units)} parts missing" in (output / "curves.md").read_text()
+    assert "at most 1 of 2 seeds" in (output / "curves.md").read_text()
+
+
 def test_rates_are_measured_alone(tmp_path: Path) -> None:
     bench = write_bench(tmp_path)
     options = {"--model": tmp_path / "models" / "toy.yaml", "--specs": bench, "--folder": tmp_path / "runs"}

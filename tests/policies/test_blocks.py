@@ -250,3 +250,13 @@ def test_whole_chunks_of_images_are_decoded_by_compiled_code(flux: Kind) -> None
     for _ in range(2):
         torch.testing.assert_close(fast.decode(x), plain.decode(x))
     assert num_graphs() == 1, "two chunks of 2 by one graph, and the last image without"
+
+
+def test_compiled_code_may_be_called_while_another_thread_traces(flux: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the decoder is beside a rollout. Up to torch 2.11 dynamo takes another thread's tracing for its own."""
+    monkeypatch.setattr(torch.fx._symbolic_trace, "is_fx_symbolic_tracing", lambda: True)
+    plain, fast = load(flux), load(flux, compile="blocks")
+    at = inputs(plain, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.velocity(*at), plain.velocity(*at))
+    assert num_graphs() == 0

@@ -292,8 +292,7 @@ def provenance(study: Study, records: Mapping[str, RunRecord], note: str = "") -
 
 def caption(study: Study, spec: TableSpec, what: str) -> str:
     """What is measured, over how many seeds and prompts, and how the intervals are made."""
-    seeds = len(study.seeds(spec))
-    return f"{what} {seeds} seed{'s' * (seeds != 1)}. {INTERVALS}"
+    return f"{what} {study.describe_seeds(spec)}. {INTERVALS}"
 
 
 def simple_table(name: str, title: str, columns: Sequence[Column], rows: Sequence[Row], text: str) -> Table:

@@ -148,6 +148,6 @@ def _caption(study: Study, spec: TableSpec, found: Histories) -> str:
     )
     return (
         f"Held-out scores of evaluations every {study.scale.every} iterations, at what all runs have reached: {at}; "
-        f"between two evaluations linear by prompt. {seconds} {len(study.seeds(spec))} seeds, "
+        f"between two evaluations linear by prompt. {seconds} {study.describe_seeds(spec)}, "
         f"{study.scale.held_out or 'all'} prompts. {INTERVALS}"
     )

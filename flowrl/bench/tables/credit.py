@@ -16,7 +16,9 @@ def report(study: Study, spec: TableSpec) -> Report:
     reference = None if spec.reference is None else study.title(spec.reference)
     found = {name: study.measured(spec, name) for name in spec.measure}
     if fidelity := found.get("fidelity"):
-        blocks += credit_report.blocks(by_title(fidelity), keys_of(fidelity), reference)
+        keys = keys_of(fidelity)
+        blocks += with_missing(study, spec, credit_report.blocks(by_title(fidelity), keys, reference), keys)
     if gradient := found.get("gradients"):
-        blocks.append(gradients.table(by_title(gradient), keys_of(gradient), reference))
-    return make(study, spec, with_missing(study, spec, blocks))
+        keys = keys_of(gradient)
+        blocks += with_missing(study, spec, [gradients.table(by_title(gradient), keys, reference)], keys)
+    return make(study, spec, blocks)

@@ -16,4 +16,4 @@ def report(study: Study, spec: TableSpec) -> Report:
     runs = [run for method in spec.methods for run in study.runs(spec, method, spec.rewards[0])]
     found = [hacking.measure(run.folder, method=run.title, seed=run.seed, monitor=monitor) for run in runs]
     keys = {run.title: tuple(other.key for other in runs if other.title == run.title) for run in runs}
-    return make(study, spec, with_missing(study, spec, hacking.blocks(found, keys) if found else []))
+    return make(study, spec, with_missing(study, spec, hacking.blocks(found, keys) if found else [], keys))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from flowrl.bench.report import Block, Row, Table
+from flowrl.bench.report import Block, Cell, Row, Table
 from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Measured, Study
 from flowrl.bench.tables.common import failure
@@ -24,19 +24,22 @@ def keys_of(found: Sequence[Measured]) -> dict[str, tuple[str, ...]]:
     return keys
 
 
-def with_missing(study: Study, spec: TableSpec, blocks: Sequence[Block]) -> list[Block]:
-    """The blocks with a row for every method that has none in a table of methods: it failed, or is not finished."""
+def with_missing(study: Study, spec: TableSpec, blocks: Sequence[Block], measured: Collection[str]) -> list[Block]:
+    """The blocks of what was ``measured`` (titles of methods), with a row in their tables of methods for every other
+    method: it failed, or is not finished."""
+    return [_completed(study, spec, block, measured) if isinstance(block, Table) else block for block in blocks]
+
+
+def _completed(study: Study, spec: TableSpec, table: Table, measured: Collection[str]) -> Table:
     titles = [study.title(method) for method in spec.methods]
-    return [_completed(study, spec, block, titles) if isinstance(block, Table) else block for block in blocks]
-
-
-def _completed(study: Study, spec: TableSpec, table: Table, titles: Sequence[str]) -> Table:
     there = {row.title: row for row in table.rows}
     if not set(there) <= set(titles):
         return table  # its rows are not methods
     rows = []
     for method, title in zip(spec.methods, titles, strict=True):
+        if title in measured and title not in there:
+            continue  # what the others are compared with
         failed = failure(study, spec, method, spec.rewards[0])
-        row = there.get(title, Row(title=title, cells={}, failed=failed or "not finished"))
-        rows.append(row.model_copy(update={"failed": failed}) if failed else row)
+        nothing = {} if failed else {column.key: Cell(note="not finished") for column in table.columns}
+        rows.append(there.get(title, Row(title=title, cells=nothing)).model_copy(update={"failed": failed}))
     return table.model_copy(update={"rows": tuple(rows)})

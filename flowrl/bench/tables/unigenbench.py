@@ -56,7 +56,7 @@ def report(study: Study, spec: TableSpec) -> Report:
     claims = tuple(claim for of_method in found_orders.values() for claim in of_method)
     text = (
         f"Share of testpoints granted, trained on {rewards_title(rewards)}, {study.scale.benchmark_prompts or 'all'} "
-        f"prompts with {study.scale.benchmark_images} images each, {len(study.seeds(spec))} seeds. Overall is the mean "
+        f"prompts with {study.scale.benchmark_images} images each, {study.describe_seeds(spec)}. Overall is the mean "
         "of the ten dimensions. 95 % intervals of Student's t over seeds; with one seed a bootstrap over prompts."
     )
     return make(
