@@ -91,6 +91,15 @@ def percent(share: float) -> str:
     return f"{math.floor(share * 1000) / 10:.1f} %"
 
 
+def counted(number: int, word: str) -> str:
+    """How many there are of something.
+
+    >>> counted(1, "seed"), counted(2000, "seed")
+    ('1 seed', '2,000 seeds')
+    """
+    return f"{number:,} {word}" + "s" * (number != 1)
+
+
 def duration(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss.
 

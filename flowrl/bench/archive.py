@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flowrl import atomic
 from flowrl.bench.calibrate import RATES
-from flowrl.bench.units import RECORDS, RUNS, Store, UnitRecord
+from flowrl.bench.units import RECORDS, RUNS, WEIGHTS, Store, UnitRecord
 from flowrl.errors import UserError
 
 LIMIT = 16_000_000
@@ -63,7 +63,7 @@ def export(store: Store, file: Path, *, keys: Iterable[str] | None = None, weigh
 
 
 def _weights(folder: Path) -> list[str]:
-    found = (path for name in ("weights", "weights_ema") for path in (folder / name).rglob("*") if path.is_file())
+    found = (path for name in WEIGHTS for path in (folder / name).rglob("*") if path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from flowrl.bench.credit import VALUES
 from flowrl.bench.report import Block, Cell, Claim, Column, Figure, Line, Panel, Row, Table, Text
 from flowrl.bench.within import Array, ceiling, cell, column, ends, numbered, pearson, spearman, spearman_difference
+from flowrl.progress import counted
 from flowrl.statistics import Interval
 
 TARGETS = {
@@ -107,7 +108,7 @@ def blocks(
     of_method, runs = all_actions(measurements), runs or {}
     first = {found["method"]: found for found in measurements}
     num_prompts = len({prompt for found in measurements for prompt in found["prompts"]})
-    over = f"{num_prompts} prompts, {len({found['seed'] for found in measurements})} seeds"
+    over = f"{num_prompts} prompts, {counted(len({found['seed'] for found in measurements}), 'seed')}"
     found: list[Block] = [
         _ranks_table(of_method, first, runs, over),
         _values_table(of_method, runs, over, measurements[0]["samples"]),

@@ -24,6 +24,7 @@ from flowrl.bench.report import Comparison, Gallery, Picture
 from flowrl.bench.within import rounded
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
+from flowrl.progress import counted
 from flowrl.recipe import Recipe
 from flowrl.sampling import Sampler, drawing, find_source
 from flowrl.types import Prompt
@@ -129,12 +130,13 @@ def gallery(
         why = f"{rule} difference of {first['score']} between {reference} and {base}: {difference:+.3f}"
         comparisons.append(Comparison(prompt=text, chosen=why, pictures=tuple(pictures)))
     count = len(first["prompts"])
+    runs = counted(len(measurements[base]), "seed")
     shown = Gallery(
         name="gallery",
         title="The same prompts and noise",
         comparisons=tuple(comparisons),
         caption=f"Of the first {count} test prompts those with the highest, the median and the lowest difference of "
-        f"{first['score']} between {reference} and {base} (means over {len(measurements[base])} seeds); noise seed "
+        f"{first['score']} between {reference} and {base} (means over {runs}); noise seed "
         f"{first['noise']}, pictures of the first run.",
     )
     return shown, files

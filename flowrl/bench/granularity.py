@@ -28,6 +28,7 @@ from flowrl.bench.report import Block, Column, Figure, Line, Panel, Row, Table
 from flowrl.bench.within import Array, Statistic, cell, correlation, ends, interval, members, rounded, spearman, sums
 from flowrl.continuations.strided import Strided
 from flowrl.plan import Plan, compile_plan
+from flowrl.progress import counted
 from flowrl.recipe import Recipe
 from flowrl.schedules.singular import Singular
 from flowrl.sigmas import Grid
@@ -184,7 +185,7 @@ def blocks(measurements: Sequence[Mapping[str, Any]], runs: tuple[str, ...] = ()
     of_name = {name: groups_of([m for m in measurements if name in m["names"]], name) for name in names}
     prompts = len({prompt for found in measurements for prompt in found["prompts"]})
     seeds = len({found["seed"] for found in measurements})
-    over = f"{prompts} prompts, {seeds} seeds; 95 % bootstrap intervals over prompts."
+    over = f"{prompts} prompts, {counted(seeds, 'seed')}; 95 % bootstrap intervals over prompts."
     return [
         _pairs_table(of_name, runs, over),
         _variance_table(of_name, runs, over),

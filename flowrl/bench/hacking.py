@@ -20,6 +20,7 @@ from typing import Any
 from flowrl.bench.report import Block, Cell, Column, Figure, Line, Panel, Row, Table
 from flowrl.bench.within import cell, ends
 from flowrl.monitors import first_end, read_scores
+from flowrl.progress import counted
 from flowrl.statistics import Interval, study_interval
 from flowrl.tracking import read_rows
 
@@ -108,9 +109,9 @@ def _table(of_method: Mapping[str, Sequence[Mapping[str, Any]]], runs: Mapping[s
             Column(key="ended", title="monitor ends it after iteration", digits=0),
         ),
         rows=tuple(rows),
-        caption=f"{max(first['iterations'])} iterations, {max(map(len, of_method.values()))} seeds: means with the "
-        f"95 % interval of Student's t over seeds. The monitor ends a run once held-out {monitor} has been more than "
-        f"{rule['min_drop']:g} below its best for {rule['patience']} evaluations while the reward rose.",
+        caption=f"{max(first['iterations'])} iterations, {counted(max(map(len, of_method.values())), 'seed')}: means "
+        f"with the 95 % interval of Student's t over seeds. The monitor ends a run once held-out {monitor} has been "
+        f"more than {rule['min_drop']:g} below its best for {rule['patience']} evaluations while the reward rose.",
     )
 
 

@@ -19,6 +19,7 @@ from flowrl.bench.files import load_reports
 from flowrl.bench.markup import Html, el, join, said
 from flowrl.bench.report import Figure, Report, Table, Text
 from flowrl.bench.run_links import RunLinks
+from flowrl.progress import counted
 
 PAGE = "index.html"
 TITLE = "What the paper claims, and what was measured"
@@ -80,12 +81,8 @@ def _about(reports: Sequence[Report], links: RunLinks) -> Html:
     return join(
         "Model ",
         [join(", " * bool(i), el("strong", said(model))) for i, model in enumerate(models)],
-        f"; budget {', '.join(budgets)}; {_count(len(reports), 'report')}, {_count(links.num_runs, 'run')}{failed}.",
+        f"; budget {', '.join(budgets)}; {counted(len(reports), 'report')}, {counted(links.num_runs, 'run')}{failed}.",
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}" + "s" * (number != 1)
 
 
 def _contents(reports: Sequence[Report], links: RunLinks) -> Html:
@@ -137,7 +134,7 @@ def _missing(report: Report) -> Html | None:
     if not report.missing:
         return None
     titles = [el("li", said(title)) for title in report.missing]
-    return el("details", el("summary", f"Missing: {_count(len(titles), 'part')}"), el("ul", titles), class_="missing")
+    return el("details", el("summary", f"Missing: {counted(len(titles), 'part')}"), el("ul", titles), class_="missing")
 
 
 def _files(report: Report) -> Html:

@@ -16,6 +16,7 @@ from flowrl.bench.spec import Bench, Scale, TableSpec
 from flowrl.bench.units import Store, Unit, UnitRecord, make_key
 from flowrl.bench.workload import measured_forwards, of_evaluation, of_training
 from flowrl.numerics import NUMERICS
+from flowrl.progress import counted
 from flowrl.recipe import ModelFragment, Recipe, load_model, load_recipe
 
 FIRST_SEARCH_SEED = 1000
@@ -111,7 +112,7 @@ class Study:
         """How many seeds a table is of: those of which anything is finished, and how many it is to have."""
         asked = self.seeds(spec)
         begun = sum(any(self.store.done(unit.key) for unit in self._of_table(spec, seed)) for seed in asked)
-        text = f"{len(asked)} seed{'s' * (len(asked) != 1)}"
+        text = counted(len(asked), "seed")
         return text if begun == len(asked) else f"at most {begun} of {text}"
 
     def title(self, method: str) -> str:

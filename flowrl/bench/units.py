@@ -140,6 +140,10 @@ class Store:
         record = self.record(key)
         return record is not None and record.run.status == "done"
 
+    def has_weights(self, key: str) -> bool:
+        """Whether a run's weights are here; those of one that an archive brought need not be."""
+        return any((self.path(key) / name).exists() for name in WEIGHTS)
+
     def failed_since(self, key: str, start: float) -> bool:
         """Whether it failed after ``start``: what failed earlier is tried again."""
         record = self.record(key)
@@ -206,6 +210,8 @@ SMALL = (
     "measured.json",
 )
 """What tables are made from: the rest of a folder (weights, checkpoints, images) is not needed for it."""
+WEIGHTS = ("weights", "weights_ema")
+"""Of a run: what is evaluated, and measured."""
 
 
 def small_files(folder: Path) -> list[str]:

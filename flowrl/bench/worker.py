@@ -49,6 +49,11 @@ class Worker:
     ) -> None:
         """``since``: when the command began; units that failed after it are not tried again."""
         self.store, self.units, self.since, self.say = store, units, since, say
+        self.users: dict[str, list[Unit]] = {}
+        """Of a run: what needs its weights."""
+        for unit in units:
+            if unit.needs is not None:
+                self.users.setdefault(unit.needs, []).append(unit)
         self.stopping = False
 
     def run(self) -> None:
@@ -66,7 +71,7 @@ class Worker:
         for unit in self.units:
             if self.stopping or self._is_over(unit):
                 continue
-            if unit.needs is not None and not self.store.done(unit.needs):
+            if unit.needs is not None and not (self.store.done(unit.needs) and self.store.has_weights(unit.needs)):
                 waiting = waiting or not self._is_hopeless(unit)
                 continue
             with self.store.claim(unit.key) as mine:
@@ -79,7 +84,15 @@ class Worker:
         return "waiting" if waiting else "over"
 
     def _is_over(self, unit: Unit) -> bool:
+        return self._has_ended(unit) and not self._is_wanted_again(unit)
+
+    def _has_ended(self, unit: Unit) -> bool:
         return self.store.done(unit.key) or self.store.failed_since(unit.key, self.since)
+
+    def _is_wanted_again(self, unit: Unit) -> bool:
+        """Whether a finished run came without its weights (from an archive), and something unfinished needs them."""
+        is_bare = unit.kind == "train" and self.store.done(unit.key) and not self.store.has_weights(unit.key)
+        return is_bare and not all(map(self._has_ended, self.users.get(unit.key, ())))
 
     def _is_hopeless(self, unit: Unit) -> bool:
         """Whether the run that a unit is about will not come."""
@@ -89,7 +102,7 @@ class Worker:
     def _work(self, unit: Unit) -> None:
         self.say({"event": "start", "key": unit.key, "title": unit.title})
         began = time.perf_counter()
-        if unit.key in self.store.damaged:
+        if unit.key in self.store.damaged or self._is_wanted_again(unit):
             self.store.forget(unit.key)
         with printing_to(self.store.log(unit.key)):
             ended = self._guarded(unit)

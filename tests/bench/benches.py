@@ -16,6 +16,7 @@ from flowrl.bench.report import Budget
 from flowrl.bench.spec import load_bench
 from flowrl.bench.study import Study
 from flowrl.bench.units import Store
+from flowrl.recipe import Recipe
 
 TESTS = Path(__file__).parents[1]
 ALGORITHM = ("name", "summary", "schedule", "continuation", "kernel", "advantage", "loss", "train")
@@ -96,6 +97,11 @@ def arguments(bench: Path, *more: str) -> list[str]:
         "--jobs": "1",
     }
     return ["bench", *(str(word) for pair in options.items() for word in pair), *more]
+
+
+def seed_of(recipe: Recipe) -> int:
+    """A measurement that takes no time."""
+    return recipe.run.seed
 
 
 def start(bench: Path, *more: str) -> subprocess.Popen[str]:

@@ -127,7 +127,7 @@ def test_an_order_is_reproduced_contradicted_or_open() -> None:
     same = claim(study, spec, "hps", ("g2rpo", 0.3), ("mix_grpo", 0.3), Interval(0.1, 0.05, 0.15), "HPS")
     assert same.reproduced is None
     cell = order_cell([same.model_copy(update={"reproduced": value}) for value in (True, True, False, None)])
-    assert cell.value == "2 reproduced, 1 contradicted, 1 open"
+    assert cell.value == "2 yes, 1 no, 1 open"
 
 
 def test_the_papers_formula_its_claim_and_the_released_loop() -> None:

@@ -176,6 +176,24 @@ def test_archives_hold_weights_where_asked(finished: Study, tmp_path: Path) -> N
     assert all((run.folder / "weights" / "tiny.pt").is_file() for run in other.runs(spec, "one", spec.rewards[0]))
 
 
+def test_a_run_without_weights_is_trained_again_for_what_needs_them(finished: Study, tmp_path: Path) -> None:
+    export(finished.store, tmp_path / "runs.zip")
+    other = study_of(finished.bench.folder)
+    other.store = type(other.store)(tmp_path / "elsewhere")
+    take_in(other.store, tmp_path / "runs.zip")
+    units = other.units(list(other.bench.tables.values()))
+    run = units[1]
+    arguments = run.arguments | {"function": "bench.benches:seed_of", "options": {}}
+    about = Unit("0" * 16, "measure", "about", run.seed, "", "", arguments, needs=run.key)
+    events = work(other, [*units, about])
+    assert [(event["key"], event["event"]) for event in events if event["event"] != "start"] == [
+        (run.key, "done"),
+        (about.key, "done"),
+    ]
+    assert [other.store.has_weights(unit.key) for unit in units] == [unit is run for unit in units]
+    assert work(other, [*units, about]) == []
+
+
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_text("nothing")
     with pytest.raises(UserError, match="cannot read"):

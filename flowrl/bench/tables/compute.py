@@ -115,10 +115,8 @@ def _row(study: Study, spec: TableSpec, found: Histories, method: str, score: st
         where = found.common(axis)
         grid = None if where is None else found.at(method, score, axis, where)
         cells[axis] = cell(grid, runs=keys)
-        if spec.reference in found.by_method and method != spec.reference and where is not None:
-            other = found.at(spec.reference or "", score, axis, where)
-            less = None if grid is None or other is None else grid.minus(other)
-            cells[f"{axis} less"] = called(cell(less, runs=keys))
+        if spec.reference is not None and spec.reference in found.by_method and where is not None:
+            cells[f"{axis} less"] = _less(study, found, method, spec.reference, score, axis, where)
     runs = list(found.by_method.get(method, {}).values())
     if runs:
         cells["spent_forwards"] = Cell(value=float(np.mean([run.forwards[-1] for run in runs])))
@@ -127,6 +125,15 @@ def _row(study: Study, spec: TableSpec, found: Histories, method: str, score: st
             cells["spent_seconds"] = Cell(value=float(np.mean([found.x(run, "seconds")[-1] for run in runs])))
     failed = failure(study, spec, method, found.rewards)
     return Row(title=study.title(method), cells=cells, group=group, failed=failed)
+
+
+def _less(study: Study, found: Histories, method: str, reference: str, score: str, axis: Axis, where: float) -> Cell:
+    """A method's score less the reference's, in pairs."""
+    if study.bench.resolve(method) == study.bench.resolve(reference):
+        return Cell(note="the reference")
+    one, other = found.at(method, score, axis, where), found.at(reference, score, axis, where)
+    less = None if one is None or other is None else one.minus(other)
+    return called(cell(less, runs=found.keys.get(method, ())))
 
 
 def called(found: Cell) -> Cell:
