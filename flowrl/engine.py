@@ -23,7 +23,7 @@ from flowrl.gaussian import Gaussian, Scale, per_row
 from flowrl.noise import Noise
 from flowrl.plan import Forwards, Kind, Plan
 from flowrl.protocols import Approximation, Kernel, Policy
-from flowrl.ready import ReadySites
+from flowrl.ready import Site, batches_of
 from flowrl.types import Cond
 
 OnLeaves = Callable[[Tensor, Sequence[tuple[int, int]]], None]
@@ -107,17 +107,17 @@ class _Residuals:
     """Residuals by site, each a tensor of its own: the memory of one is free as soon as its last user has it."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, int], Tensor] = {}
-        self._uses: dict[tuple[int, int], int] = {}
+        self._held: dict[Site, Tensor] = {}
+        self._uses: dict[Site, int] = {}
         self._bytes = self.peak = self.peak_bytes = 0
 
-    def put(self, site: tuple[int, int], residual: Tensor, uses: int) -> None:
+    def put(self, site: Site, residual: Tensor, uses: int) -> None:
         self._held[site], self._uses[site] = residual.clone(), uses  # a view would keep its whole batch
         self._bytes += residual.nbytes
         self.peak = max(self.peak, len(self._held))
         self.peak_bytes = max(self.peak_bytes, self._bytes)
 
-    def take(self, sites: Sequence[tuple[int, int]]) -> Tensor:
+    def take(self, sites: Sequence[Site]) -> Tensor:
         """[len(sites), ...] one use of each."""
         taken = torch.stack([self._held[site] for site in sites])
         for site in sites:
@@ -147,7 +147,7 @@ def execute(
     """Roll the plan out for the prompts of ``cond``, whose places in the global batch are ``positions``.
 
     Beyond rounding the result does not depend on ``max_batch``, ``leaf_batch``, which prompts run together, or
-    ``in_turn``: whether paths are finished one after another (:class:`flowrl.ready.ReadySites`), for scorers that work
+    ``in_turn``: whether paths are finished one after another (:func:`flowrl.ready.batches_of`), for scorers that work
     beside the rollout and for few residuals at once.
     ``approximation`` runs the continuation nodes of a plan that leaves them to it; ValueError where it is missing then.
     """
@@ -155,13 +155,10 @@ def execute(
         raise ValueError("the plan leaves its continuations to an approximation, and there is none")
     if approximation is not None:
         approximation.refresh()
-    ready = ReadySites(plan, max_batch, in_turn=in_turn)
-    run = _Run(
-        plan, policy, approximation, cond, kernel, noise, tuple(positions), on_leaves, device, leaf_batch, dtype, ready
-    )
+    run = _Run(plan, policy, approximation, cond, kernel, noise, tuple(positions), on_leaves, device, leaf_batch, dtype)
     run.start()
-    while run.ready:
-        run.forward(run.ready.pop(max_batch))
+    for batch in batches_of(plan, len(positions), max_batch, in_turn=in_turn):
+        run.forward(batch)
     run.hand_over_leaves(rest=True)
     return run.result()
 
@@ -182,20 +179,18 @@ class _Run:
         device: torch.device,
         leaf_batch: int,
         dtype: torch.dtype,
-        ready: ReadySites,
     ) -> None:
         self.plan, self.policy, self.cond, self.kernel, self.noise = plan, policy, cond, kernel, noise
         self.positions, self.on_leaves, self.device, self.dtype = positions, on_leaves, device, dtype
         self.leaf_batch, self.approximation = leaf_batch, approximation
         shape = policy.latent_shape
         self.states = _Pool(shape, device, dtype)
-        self.slot: dict[tuple[int, int], int] = {}
+        self.slot: dict[Site, int] = {}
         self.x0 = _Pool(shape, device, dtype)
-        self.x0_slot: dict[tuple[int, int], int] = {}
-        self.x0_uses: dict[tuple[int, int], int] = {}
+        self.x0_slot: dict[Site, int] = {}
+        self.x0_uses: dict[Site, int] = {}
         self.residuals = _Residuals()
-        self.ready = ready
-        self.finished: list[tuple[int, int]] = []
+        self.finished: list[Site] = []
         self.num_forwards: Counter[Kind] = Counter()
         self.num_batches = 0
         self.decision_at = {node: d for d, node in enumerate(plan.decisions)}
@@ -212,7 +207,7 @@ class _Run:
         sites = [(p, root) for p in range(len(self.positions)) for root in self.plan.roots]
         self.keep(sites, self.draw(sites))
 
-    def draw(self, sites: Sequence[tuple[int, int]]) -> Tensor:
+    def draw(self, sites: Sequence[Site]) -> Tensor:
         """[len(sites), ...] the sites' own noise."""
         shape = self.policy.latent_shape
         drawn = [self.noise.draw(self.positions[p], self.plan.noise_key[n], shape) for p, n in sites]
@@ -221,7 +216,7 @@ class _Run:
     def sigma(self, nodes: Sequence[int]) -> Tensor:
         return torch.tensor([self.plan.sigma[n] for n in nodes], device=self.device, dtype=self.dtype)
 
-    def forward(self, batch: list[tuple[int, int]]) -> None:
+    def forward(self, batch: list[Site]) -> None:
         """One velocity call for the batch, whose sites are of one kind, then every child of its sites."""
         x = self.states.take([self.slot.pop(site) for site in batch], free=True)
         sigma = self.sigma([n for _, n in batch])
@@ -234,7 +229,7 @@ class _Run:
         self._step_stochastic(batch, x, v, sigma)
         self.hand_over_leaves()
 
-    def _velocity(self, batch: list[tuple[int, int]], x: Tensor, sigma: Tensor) -> Tensor:
+    def _velocity(self, batch: list[Site], x: Tensor, sigma: Tensor) -> Tensor:
         cond = self.cond[torch.tensor([p for p, _ in batch])]
         kind = self.plan.kind[batch[0][1]]
         if kind == "exact" or self.approximation is None:
@@ -249,7 +244,7 @@ class _Run:
                     self.residuals.put(site, residual, uses[site[1]])
         return v
 
-    def _residual(self, batch: list[tuple[int, int]]) -> Tensor:
+    def _residual(self, batch: list[Site]) -> Tensor:
         """What each site reuses: the residual of its last full step p or, with q the one before, at its own sigma
 
         r = r_p + (sigma - sigma_p) / (sigma_p - sigma_q) (r_p - r_q)
@@ -266,11 +261,11 @@ class _Run:
             residual[rows] = latest + per_row(weight, latest) * (latest - before)
         return residual
 
-    def _edges(self, batch: list[tuple[int, int]], wanted: Callable[[int], bool]) -> list[tuple[int, tuple[int, int]]]:
+    def _edges(self, batch: list[Site], wanted: Callable[[int], bool]) -> list[tuple[int, Site]]:
         """(row of the parent, child site) of the batch's edges that are wanted."""
         return [(row, (p, c)) for row, (p, n) in enumerate(batch) for c in self.plan.children[n] if wanted(c)]
 
-    def _step_euler(self, batch: list[tuple[int, int]], x: Tensor, v: Tensor, sigma: Tensor) -> None:
+    def _step_euler(self, batch: list[Site], x: Tensor, v: Tensor, sigma: Tensor) -> None:
         edges = self._edges(batch, lambda c: self.plan.step[c] < 0 and self.plan.history[c] < 0)
         if edges:
             rows = torch.tensor([row for row, _ in edges], device=self.device)
@@ -278,7 +273,7 @@ class _Run:
             step = sigma[rows] - self.sigma([c for _, c in children])
             self.keep(children, x[rows] - v[rows] * per_row(step, x))
 
-    def _step_second_order(self, batch: list[tuple[int, int]], x: Tensor, v: Tensor, sigma: Tensor) -> None:
+    def _step_second_order(self, batch: list[Site], x: Tensor, v: Tensor, sigma: Tensor) -> None:
         edges = self._edges(batch, lambda c: self.plan.history[c] >= 0)
         if not edges:
             return
@@ -294,7 +289,7 @@ class _Run:
             if not self.x0_uses[site]:
                 self.x0.release(self.x0_slot.pop(site))
 
-    def _step_stochastic(self, batch: list[tuple[int, int]], x: Tensor, v: Tensor, sigma: Tensor) -> None:
+    def _step_stochastic(self, batch: list[Site], x: Tensor, v: Tensor, sigma: Tensor) -> None:
         edges = self._edges(batch, lambda c: self.plan.step[c] >= 0)
         if not edges:
             return
@@ -310,7 +305,7 @@ class _Run:
         self._keep_actions(children, states)
         self.keep(children, states)
 
-    def _keep_predictions(self, batch: list[tuple[int, int]], x: Tensor, v: Tensor, sigma: Tensor) -> None:
+    def _keep_predictions(self, batch: list[Site], x: Tensor, v: Tensor, sigma: Tensor) -> None:
         """x0 of the sites that a later second-order step looks back to."""
         counts = self.plan.history_uses
         uses = {row: counts[n] for row, (_, n) in enumerate(batch) if n in counts}
@@ -320,7 +315,7 @@ class _Run:
             self.x0_slot.update((batch[row], slot) for row, slot in zip(uses, slots, strict=True))
             self.x0_uses.update((batch[row], count) for row, count in uses.items())
 
-    def _keep_decisions(self, sites: list[tuple[int, int]], x: Tensor, transition: Gaussian) -> None:
+    def _keep_decisions(self, sites: list[Site], x: Tensor, transition: Gaussian) -> None:
         found = [(i, p, self.decision_at[n]) for i, (p, n) in enumerate(sites) if n in self.decision_at]
         if found:
             rows = torch.tensor([i for i, _, _ in found], device=self.device)
@@ -330,20 +325,18 @@ class _Run:
             self.decision_std[into] = transition.std[rows]
             self.scale = transition.scale
 
-    def _keep_actions(self, sites: list[tuple[int, int]], states: Tensor) -> None:
+    def _keep_actions(self, sites: list[Site], states: Tensor) -> None:
         found = [(i, p, self.action_at[n]) for i, (p, n) in enumerate(sites) if n in self.action_at]
         if found:
             rows = torch.tensor([i for i, _, _ in found], device=self.device)
             into = torch.tensor([p * len(self.plan.actions) + e for _, p, e in found], device=self.device)
             self.next[into] = states[rows]
 
-    def keep(self, sites: list[tuple[int, int]], states: Tensor) -> None:
+    def keep(self, sites: list[Site], states: Tensor) -> None:
         """Hold states until their site runs (internal nodes) or is handed over (leaves)."""
         for site, slot in zip(sites, self.states.put(states), strict=True):
             self.slot[site] = slot
-            if self.plan.children[site[1]]:
-                self.ready.add(*site)
-            else:
+            if not self.plan.children[site[1]]:
                 self.finished.append(site)
 
     def hand_over_leaves(self, *, rest: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from flowrl.plan import Kind, Plan
-from flowrl.ready import ReadySites
+from flowrl.ready import Site, batches_of
 
 
 class Batch(NamedTuple):
@@ -39,19 +39,10 @@ def pack(plan: Plan, num_prompts: int, max_batch: int, *, in_turn: bool = False)
     >>> pack(plan, num_prompts=2, max_batch=4).rows
     [2, 4, 2]
     """
-    ready, found = ReadySites(plan, max_batch, in_turn=in_turn), []
-    uses: Counter[tuple[int, int]] = Counter()
+    found = []
+    uses: Counter[Site] = Counter()
     held = peak = 0
-
-    def push(p: int, nodes: Iterable[int]) -> None:
-        for node in nodes:
-            if plan.children[node]:
-                ready.add(p, node)
-
-    for p in range(num_prompts):
-        push(p, plan.roots)
-    while ready:
-        batch = ready.pop(max_batch)
+    for batch in batches_of(plan, num_prompts, max_batch, in_turn=in_turn):
         found.append(Batch(plan.kind[batch[0][1]], len(batch)))
         for p, node in batch:
             for source in plan.residuals_of[node]:
@@ -60,7 +51,6 @@ def pack(plan: Plan, num_prompts: int, max_batch: int, *, in_turn: bool = False)
             if node in plan.residual_uses:
                 uses[p, node] = plan.residual_uses[node]
                 held += 1
-            push(p, plan.children[node])
         peak = max(peak, held)
     return Packing(tuple(found), peak)
 

@@ -19,7 +19,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from flowrl.ready import ReadySites
 from flowrl.sigmas import Grid
 from flowrl.types import Arm, Path
 
@@ -153,20 +152,6 @@ class Plan:
             bool(self.children[node]) and (parent < 0 or going_on[parent] > 1)
             for node, parent in enumerate(self.parent)
         )
-
-    def ready_order(self, max_batch: int) -> tuple[tuple[int, ...], ...]:
-        """The batches of one prompt alone, as the engine forms them."""
-        ready = ReadySites(self, max_batch)
-        for node in self.roots:
-            if self.children[node]:
-                ready.add(0, node)
-        batches = []
-        while ready:
-            batch = tuple(node for _, node in ready.pop(max_batch))
-            batches.append(batch)
-            for child in (c for node in batch for c in self.children[node] if self.children[c]):
-                ready.add(0, child)
-        return tuple(batches)
 
     @cached_property
     def continuation_step(self) -> tuple[int, ...]:

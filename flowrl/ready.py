@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowrl.plan import Plan
 
+Site = tuple[int, int]
+"""A prompt, and a node of its plan."""
 LANES = 2
 """Batches of paths that are under way at once, where paths are finished one after another. With one, the last batches
 are not full; more finish the first ones later."""
@@ -60,20 +62,23 @@ class ReadyQueue:
         return found
 
 
-class ReadySites(ReadyQueue):
-    """The sites (prompt, node) of a plan whose state is there.
+def batches_of(plan: Plan, num_prompts: int, max_batch: int, *, in_turn: bool = False) -> Iterator[list[Site]]:
+    """The velocity calls of a rollout, in order: the sites (prompt, node) of each. A batch's children have their states
+    by the time that the next one is asked for.
 
     ``in_turn``: no more than ``LANES`` batches of paths are under way, prompt after prompt, so that leaves come during
     the whole rollout and what scores them beside it is neither idle at first nor late at the end. Else all advance
     together.
     """
-
-    def __init__(self, plan: Plan, max_batch: int, *, in_turn: bool = False) -> None:
-        super().__init__(LANES * max_batch if in_turn else None)
-        self._plan = plan
-
-    def add(self, prompt: int, node: int) -> None:
-        """A site that is no leaf."""
-        plan = self._plan
-        turn = prompt if plan.begins_path[node] else None
-        self.push((prompt, node), kind=plan.kind[node], height=plan.height[node], turn=turn)
+    ready = ReadyQueue(LANES * max_batch if in_turn else None)
+    there = [(p, root) for p in range(num_prompts) for root in plan.roots]
+    while there or ready:
+        for p, node in there:
+            if plan.children[node]:
+                turn = p if plan.begins_path[node] else None
+                ready.push((p, node), kind=plan.kind[node], height=plan.height[node], turn=turn)
+        if not ready:
+            return
+        batch = ready.pop(max_batch)
+        yield batch
+        there = [(p, child) for p, node in batch for child in plan.children[node]]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flowrl.continuations.compressed import Compressed
 from flowrl.continuations.strided import Strided
 from flowrl.plan import Plan, compile_plan
+from flowrl.ready import batches_of
 from flowrl.schedules.all_steps import AllSteps
 from flowrl.schedules.singular import Singular
 from flowrl.schedules.sliding_window import SlidingWindow
@@ -122,15 +123,20 @@ def test_invariants(plan):
     assert all(h in set(plan.ancestry(plan.parent[n])) - {plan.parent[n]} for n, h in histories)
 
 
+def one_prompts_batches(plan, max_batch):
+    return [[node for _, node in batch] for batch in batches_of(plan, 1, max_batch)]
+
+
 @settings(max_examples=40, deadline=None)
 @given(plans(), st.integers(1, 40))
-def test_ready_order_runs_every_internal_node_once_after_its_parent(plan, max_batch):
-    order = [node for batch in plan.ready_order(max_batch) for node in batch]
-    place = {node: i for i, batch in enumerate(plan.ready_order(max_batch)) for node in batch}
+def test_batches_run_every_internal_node_once_after_its_parent(plan, max_batch):
+    batches = one_prompts_batches(plan, max_batch)
+    order = [node for batch in batches for node in batch]
+    place = {node: i for i, batch in enumerate(batches) for node in batch}
     assert sorted(order) == [n for n in range(len(plan.parent)) if plan.children[n]]
     assert all(place[plan.parent[n]] < place[n] for n in order if plan.parent[n] >= 0)
     if max_batch >= plan.num_forwards:
-        assert len(plan.ready_order(max_batch)) == len(plan.waves)
+        assert len(batches) == len(plan.waves)
 
 
 def with_approximation(plan, every=None, *, extrapolate=False) -> Plan:
@@ -181,6 +187,6 @@ def test_residuals_come_from_the_nearest_full_forwards(plan, every, extrapolate,
             assert plan.height[node] > 1, "the last step of a path runs in full"
     assert sum(plan.forwards) == plan.num_forwards
     assert sum(plan.residual_uses.values()) == sum(map(len, plan.residuals_of)) >= plan.forwards.cached
-    batches = plan.ready_order(max_batch)
+    batches = one_prompts_batches(plan, max_batch)
     assert all(len({plan.kind[n] for n in batch}) == 1 for batch in batches)
     assert sorted(n for batch in batches for n in batch) == [n for n, children in enumerate(plan.children) if children]

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 
-from flowrl.ready import LANES, ReadyQueue, ReadySites
+from flowrl.ready import LANES, ReadyQueue, batches_of
 from flowrl.recipe import load_recipe
 
 
@@ -38,18 +38,9 @@ def test_paths_wait_for_their_turn_while_enough_are_under_way():
 
 def run(plan, num_prompts, max_batch, in_turn):
     """Sites of each batch, and leaves of each."""
-    ready, batches, leaves = ReadySites(plan, max_batch, in_turn=in_turn), [], []
-    sites = [(p, root) for p in range(num_prompts) for root in plan.roots]
-    while sites or ready:
-        leaves.append(0)
-        for p, node in sites:
-            if plan.children[node]:
-                ready.add(p, node)
-            else:
-                leaves[-1] += 1
-        batches.append(ready.pop(max_batch) if ready else [])
-        sites = [(p, child) for p, node in batches[-1] for child in plan.children[node]]
-    return batches, leaves
+    batches = list(batches_of(plan, num_prompts, max_batch, in_turn=in_turn))
+    is_leaf = [not children for children in plan.children]
+    return batches, [sum(is_leaf[child] for _, node in batch for child in plan.children[node]) for batch in batches]
 
 
 @pytest.mark.parametrize("recipe", ["g2rpo", "mix_grpo", "dance_grpo", "flow_grpo"])
