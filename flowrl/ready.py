@@ -72,7 +72,7 @@ def batches_of(plan: Plan, num_prompts: int, max_batch: int, *, in_turn: bool = 
     """
     ready = ReadyQueue(LANES * max_batch if in_turn else None)
     there = [(p, root) for p in range(num_prompts) for root in plan.roots]
-    while there or ready:
+    while True:
         for p, node in there:
             if plan.children[node]:
                 turn = p if plan.begins_path[node] else None

@@ -105,7 +105,7 @@ def take_in(store: Store, file: Path) -> Moved:
 def _take(store: Store, archive: zipfile.ZipFile, key: str, record: bytes, names: list[str]) -> str:
     """Why a unit was not taken in; empty where it was."""
     if store.done(key):
-        return "is here already"
+        return _take_weights(store, archive, key, record, names)
     try:
         UnitRecord.model_validate(json.loads(record))
     except ValueError:
@@ -116,10 +116,7 @@ def _take(store: Store, archive: zipfile.ZipFile, key: str, record: bytes, names
         store.forget(key)
         store.path(key).parent.mkdir(parents=True, exist_ok=True)
         with atomic.new_folder(store.path(key)) as folder:
-            for name in names:
-                path = folder / PurePosixPath(*PurePosixPath(name).parts[2:])
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.read(name))
+            _extract(archive, names, folder)
         store.record_path(key).parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(store.record_path(key), record)
         if not store.done(key):
@@ -127,3 +124,27 @@ def _take(store: Store, archive: zipfile.ZipFile, key: str, record: bytes, names
             store.forget(key)
             return problem
     return ""
+
+
+def _take_weights(store: Store, archive: zipfile.ZipFile, key: str, record: bytes, names: list[str]) -> str:
+    """Those of a unit that is here without them: why they were not taken in; empty where they were."""
+    weights = [name for name in names if PurePosixPath(name).parts[2] in WEIGHTS]
+    if store.has_weights(key) or not weights:
+        return "is here already"
+    if store.record_path(key).read_bytes() != record:
+        return "is here already, from another run of it, without weights"
+    with store.claim(key) as mine:
+        if not mine:
+            return "is being worked on"
+        with atomic.new_folder(store.path(key).with_name(f"{key}.again")) as folder:
+            _extract(archive, weights, folder)
+        store.take_weights(key, store.path(key).with_name(f"{key}.again"))
+    return ""
+
+
+def _extract(archive: zipfile.ZipFile, names: list[str], folder: Path) -> None:
+    """Members ``runs/KEY/PATH`` to ``folder/PATH``."""
+    for name in names:
+        path = folder / PurePosixPath(*PurePosixPath(name).parts[2:])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(archive.read(name))

@@ -19,14 +19,14 @@ from flowrl.bench.report import Budget, Report
 from flowrl.bench.search import choose_rates
 from flowrl.bench.spec import TableSpec, load_bench
 from flowrl.bench.study import Study
-from flowrl.bench.units import Store, Unit
+from flowrl.bench.units import Agenda, Store, Unit
 from flowrl.costs import iteration_cost
 from flowrl.errors import UserError, all_of
 from flowrl.progress import duration
 from flowrl.recipe import Recipe
 
 FAILED, UNFINISHED = 1, 3
-"""Exit codes: something failed; the time was over before all was done."""
+"""Exit codes: something failed; not all is done (the time was over, or nothing was to be run)."""
 OVERHEAD = 1.5
 """Seconds that every unit takes besides its forwards, in the estimate: loading, checking, writing."""
 
@@ -71,7 +71,9 @@ def run(request: Request, say: Callable[[str], None] = print) -> int:
             _check(study, specs, recipe, None, here)
         return 0
     if request.tables_only:
-        outcome = Outcome(left=len(_unfinished(study, specs)))
+        records = [study.store.record(key) for key in _unfinished(study, specs)]
+        failed = sum(record is not None for record in records)
+        outcome = Outcome(failed=failed, left=len(records) - failed)
     else:
         with calibrate.working(request.folder):
             outcome = session.work()
@@ -191,7 +193,7 @@ class _Session:
 
     def _pool(self, units: Sequence[Unit], what: str, since: float) -> Outcome:
         store = self.study.store
-        left = [unit for unit in units if not store.done(unit.key)]
+        left = Agenda(store, units).left()
         for key, problem in store.damaged.items():
             self.say(f"damaged: {key}: {problem}; it is done again")
         self.say(f"{what}: {len(units)}, of which {len(units) - len(left)} are done; {self.estimate(left)}")
@@ -218,15 +220,17 @@ class _Session:
         study.rates.update(choose_rates(study, trials))
         open_search = [method for method in trials if method not in study.rates]
         found |= {unit.key: unit for unit in study.units(self.specs)}
-        for unit in found.values():
+        agenda = Agenda(study.store, list(found.values()))
+        for unit in agenda.units:
             record = study.store.record(unit.key)
-            state = "to do" if record is None else record.run.status
+            again = "again" if agenda.is_wanted_again(unit) else None  # for its weights
+            state = again or ("to do" if record is None else record.run.status)
             self.say(f"{unit.key}  {state:6}  {unit.kind:7}  {unit.title}")
         if open_search:
             self.say(
                 f"learning rates of {', '.join(open_search)} are not chosen yet: keys of their runs will be others"
             )
-        left = [unit for unit in found.values() if not study.store.done(unit.key)]
+        left = agenda.left()
         self.say(f"{len(found)} in all, {len(found) - len(left)} done; {self.estimate(left)}")
         flops = _flops(study, self.specs, left)
         if flops:

@@ -10,8 +10,18 @@ import numpy as np
 
 from flowrl.bench.credit import VALUES
 from flowrl.bench.report import Block, Cell, Claim, Column, Figure, Line, Panel, Row, Table, Text
-from flowrl.bench.within import Array, ceiling, cell, column, ends, numbered, pearson, spearman, spearman_difference
-from flowrl.progress import counted
+from flowrl.bench.within import (
+    Array,
+    ceiling,
+    cell,
+    column,
+    ends,
+    numbered,
+    pearson,
+    seeds_in_words,
+    spearman,
+    spearman_difference,
+)
 from flowrl.statistics import Interval
 
 TARGETS = {
@@ -108,7 +118,7 @@ def blocks(
     of_method, runs = all_actions(measurements), runs or {}
     first = {found["method"]: found for found in measurements}
     num_prompts = len({prompt for found in measurements for prompt in found["prompts"]})
-    over = f"{num_prompts} prompts, {counted(len({found['seed'] for found in measurements}), 'seed')}"
+    over = f"{num_prompts} prompts, {seeds_in_words(measurements)}"
     found: list[Block] = [
         _ranks_table(of_method, first, runs, over),
         _values_table(of_method, runs, over, measurements[0]["samples"]),

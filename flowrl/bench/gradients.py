@@ -33,9 +33,8 @@ from torch import Tensor, nn
 
 from flowrl.bench.probe import Stand
 from flowrl.bench.report import Cell, Column, Row, Table
-from flowrl.bench.within import RESAMPLES, Array, cell, column, rounded
+from flowrl.bench.within import RESAMPLES, Array, cell, column, rounded, seeds_in_words
 from flowrl.learner import sites_of
-from flowrl.progress import counted
 from flowrl.recipe import Recipe
 from flowrl.statistics import Interval
 from flowrl.updates import decisions_of
@@ -215,7 +214,7 @@ def table(
         rows=tuple(rows),
         caption=f"|E g|^2 / tr Cov(g) of the gradient of {found['parameters']:,} parameters; a sample is one prompt in "
         f"one iteration. {len(found['prompts'])} prompts, {found['repetitions']} iterations spread over the run, "
-        f"{counted(len({found['seed'] for found in measurements}), 'seed')}; 95 % bootstrap intervals over prompts. "
+        f"{seeds_in_words(measurements)}; 95 % bootstrap intervals over prompts. "
         "Forwards of the rollout; per 1000 of them the SNR is 1000 / forwards times that of a sample. Differences are "
         "paired by prompt.",
     )

@@ -12,15 +12,14 @@ i_0 < ... < i_n and gold values m_0, ..., m_n, b the first highest:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from flowrl.bench.report import Block, Cell, Column, Figure, Line, Panel, Row, Table
-from flowrl.bench.within import cell, ends
+from flowrl.bench.within import cell, ends, seeds_in_words
 from flowrl.monitors import first_end, read_scores
-from flowrl.progress import counted
 from flowrl.statistics import Interval, study_interval
 from flowrl.tracking import read_rows
 
@@ -109,9 +108,9 @@ def _table(of_method: Mapping[str, Sequence[Mapping[str, Any]]], runs: Mapping[s
             Column(key="ended", title="monitor ends it after iteration", digits=0),
         ),
         rows=tuple(rows),
-        caption=f"{max(first['iterations'])} iterations, {counted(max(map(len, of_method.values())), 'seed')}: means "
-        f"with the 95 % interval of Student's t over seeds. The monitor ends a run once held-out {monitor} has been "
-        f"more than {rule['min_drop']:g} below its best for {rule['patience']} evaluations while the reward rose.",
+        caption=f"{max(first['iterations'])} iterations, {seeds_in_words([*chain(*of_method.values())])}: means with "
+        f"the 95 % interval of Student's t over seeds. The monitor ends a run once held-out {monitor} has been more "
+        f"than {rule['min_drop']:g} below its best for {rule['patience']} evaluations while the reward rose.",
     )
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from flowrl import atomic
-from flowrl.bench.units import Store, Unit
+from flowrl.bench.units import Agenda, Store, Unit
 from flowrl.bench.worker import GRACE_VARIABLE
 from flowrl.errors import RunFailed
 from flowrl.launch import end_with_parent
@@ -108,8 +109,12 @@ class Pool:
     _estimated: float = 0.0
     _told: int = 0
 
+    @cached_property
+    def agenda(self) -> Agenda:
+        return Agenda(self.store, self.units, self.since)
+
     def run(self) -> Outcome:
-        left = [unit for unit in self.units if not self._is_over(unit)]
+        left = self.agenda.left()
         if not left:
             return self._outcome()
         with tempfile.TemporaryDirectory(prefix="flowrl-bench-") as folder, self._noting_signals():
@@ -198,7 +203,7 @@ class Pool:
         log = self.store.log(unit.key)
         with log.open("a") as file:
             file.write(f"\nthe process ended with {_meaning(code)}\n")
-        self.store.write(unit, status="failed", seconds=None, device="")
+        self.agenda.fail(unit, seconds=None, device="")
         self.say(f"failed  {unit.title}: its process ended with {_meaning(code)}  {self.progress()}")
         self._start(process.place)
 
@@ -224,15 +229,12 @@ class Pool:
 
     def progress(self) -> str:
         """Runs done, running and left, and the time to go as the done ones suggest."""
-        left = [unit for unit in self.units if not self._is_over(unit)]
+        left = self.agenda.left()
         running = min(len(self._processes), len(left))  # one that has just ended a unit takes the next
         to_go = sum(map(self.cost, left)) * (self._spent / self._estimated if self._estimated else 1.0)
         when = duration(to_go / max(1, min(self.resources.jobs, len(left) or 1)))
         done, waiting = len(self.units) - len(left), len(left) - running
         return f"[{done} of {len(self.units)} done, {running} running, {waiting} left, {when} to go]"
-
-    def _is_over(self, unit: Unit) -> bool:
-        return self.store.done(unit.key) or self.store.failed_since(unit.key, self.since)
 
     def _outcome(self) -> Outcome:
         done = sum(self.store.done(unit.key) for unit in self.units)

@@ -110,10 +110,9 @@ class Study:
 
     def describe_seeds(self, spec: TableSpec) -> str:
         """How many seeds a table is of: those of which anything is finished, and how many it is to have."""
-        asked = self.seeds(spec)
-        begun = sum(any(self.store.done(unit.key) for unit in self._of_table(spec, seed)) for seed in asked)
-        text = counted(len(asked), "seed")
-        return text if begun == len(asked) else f"at most {begun} of {text}"
+        done = [[self.store.done(unit.key) for unit in self._of_table(spec, seed)] for seed in self.seeds(spec)]
+        text = counted(len(done), "seed")
+        return text if all(map(all, done)) else f"{sum(map(any, done))} of {text} at most"
 
     def title(self, method: str) -> str:
         return self.bench.methods[method].title

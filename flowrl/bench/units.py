@@ -1,6 +1,7 @@
 """Units of work: a training run, an evaluation, a measurement. Each has a key, a folder, and a record when it is over.
 
 FOLDER/runs/KEY/         of ``flowrl train``, ``flowrl eval`` or a measurement
+       runs/KEY.again/   of a run that is repeated for its weights alone
        records/KEY.json  what it was and how it ended, written last; the files in its folder are checked by it
        logs/KEY.txt      what it printed
        locks/KEY         held while a process works on it
@@ -11,10 +12,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +147,13 @@ class Store:
         """Whether a run's weights are here; those of one that an archive brought need not be."""
         return any((self.path(key) / name).exists() for name in WEIGHTS)
 
+    def take_weights(self, key: str, folder: Path) -> None:
+        """Move those of ``folder``, of the same run again, to the run's; the rest of it is deleted."""
+        for name in reversed(WEIGHTS):  # an average first: where there is one, it is what is evaluated
+            if (folder / name).exists():
+                (folder / name).rename(self.path(key) / name)
+        atomic.remove_folder(folder)
+
     def failed_since(self, key: str, start: float) -> bool:
         """Whether it failed after ``start``: what failed earlier is tried again."""
         record = self.record(key)
@@ -227,3 +237,49 @@ def tail(path: Path, lines: int = LOG_LINES) -> str:
     except OSError:
         return "it left no log"
     return "\n".join(text.splitlines()[-lines:])
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """What is left of a list of units, some of which need the weights of others.
+
+    ``since``: what failed after it is not tried again; by default all that failed is left.
+    """
+
+    store: Store
+    units: Sequence[Unit]
+    since: float = math.inf
+
+    @cached_property
+    def users(self) -> dict[str, list[Unit]]:
+        """Run -> what needs its weights."""
+        found: dict[str, list[Unit]] = {}
+        for unit in self.units:
+            if unit.needs is not None:
+                found.setdefault(unit.needs, []).append(unit)
+        return found
+
+    def left(self) -> list[Unit]:
+        return [unit for unit in self.units if not self.is_over(unit)]
+
+    def is_over(self, unit: Unit) -> bool:
+        return self.has_ended(unit) and not self.is_wanted_again(unit)
+
+    def has_ended(self, unit: Unit) -> bool:
+        return self.store.done(unit.key) or self.store.failed_since(unit.key, self.since)
+
+    def is_wanted_again(self, unit: Unit) -> bool:
+        """Whether a finished run has no weights (an archive brought it), and something unfinished needs them."""
+        is_bare = unit.kind == "train" and self.store.done(unit.key) and not self.store.has_weights(unit.key)
+        return is_bare and not all(map(self.has_ended, self.users.get(unit.key, ())))
+
+    def fail(self, unit: Unit, *, seconds: float | None, device: str) -> None:
+        """Record that a unit failed. A finished run that was to be repeated stays as it is: what needs it failed."""
+        failed = [unit]
+        if self.store.done(unit.key):
+            failed = [user for user in self.users.get(unit.key, ()) if not self.store.done(user.key)]
+        for one in failed:
+            if one is not unit:
+                with self.store.log(one.key).open("a") as log:
+                    log.write(f"the weights that it needs could not be had again: {self.store.log(unit.key)}\n")
+            self.store.write(one, status="failed", seconds=seconds, device=device)

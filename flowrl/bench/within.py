@@ -6,12 +6,13 @@ c clusters (prompts), m sums, b resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flowrl.bench.report import Cell
+from flowrl.progress import counted
 from flowrl.statistics import Interval
 
 RESAMPLES = 4000
@@ -125,6 +126,19 @@ def ceiling(first: Array, second: Array, group: Array, cluster: Array) -> Interv
         return np.sqrt(2 * r / (1 + r))
 
     return interval(products(first, second, group, cluster), largest)
+
+
+def seeds_in_words(measurements: Sequence[Mapping[str, Any]]) -> str:
+    """How many seeds each method of the measurements has.
+
+    >>> seeds_in_words([{"method": "a", "seed": 0}, {"method": "a", "seed": 1}, {"method": "b", "seed": 0}])
+    '1 to 2 seeds'
+    """
+    seeds: dict[str, set[int]] = {}
+    for found in measurements:
+        seeds.setdefault(found["method"], set()).add(found["seed"])
+    fewest, *_, most = sorted([*map(len, seeds.values()), max(map(len, seeds.values()))])
+    return counted(most, "seed") if fewest == most else f"{fewest} to {counted(most, 'seed')}"
 
 
 def cell(found: Interval | None, runs: tuple[str, ...] = ()) -> Cell:

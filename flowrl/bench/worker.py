@@ -25,7 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from flowrl import atomic
-from flowrl.bench.units import Store, Unit
+from flowrl.bench.units import Agenda, Store, Unit
 from flowrl.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -49,11 +49,7 @@ class Worker:
     ) -> None:
         """``since``: when the command began; units that failed after it are not tried again."""
         self.store, self.units, self.since, self.say = store, units, since, say
-        self.users: dict[str, list[Unit]] = {}
-        """Of a run: what needs its weights."""
-        for unit in units:
-            if unit.needs is not None:
-                self.users.setdefault(unit.needs, []).append(unit)
+        self.agenda = Agenda(store, units, since)
         self.stopping = False
 
     def run(self) -> None:
@@ -69,7 +65,7 @@ class Worker:
     def _next(self) -> Literal["worked", "waiting", "over"]:
         waiting = False
         for unit in self.units:
-            if self.stopping or self._is_over(unit):
+            if self.stopping or self.agenda.is_over(unit):
                 continue
             if unit.needs is not None and not (self.store.done(unit.needs) and self.store.has_weights(unit.needs)):
                 waiting = waiting or not self._is_hopeless(unit)
@@ -78,21 +74,10 @@ class Worker:
                 if not mine:
                     waiting = True
                     continue
-                if not self._is_over(unit):  # another process may have finished it a moment ago
+                if not self.agenda.is_over(unit):  # another process may have finished it a moment ago
                     self._work(unit)
                     return "worked"
         return "waiting" if waiting else "over"
-
-    def _is_over(self, unit: Unit) -> bool:
-        return self._has_ended(unit) and not self._is_wanted_again(unit)
-
-    def _has_ended(self, unit: Unit) -> bool:
-        return self.store.done(unit.key) or self.store.failed_since(unit.key, self.since)
-
-    def _is_wanted_again(self, unit: Unit) -> bool:
-        """Whether a finished run came without its weights (from an archive), and something unfinished needs them."""
-        is_bare = unit.kind == "train" and self.store.done(unit.key) and not self.store.has_weights(unit.key)
-        return is_bare and not all(map(self._has_ended, self.users.get(unit.key, ())))
 
     def _is_hopeless(self, unit: Unit) -> bool:
         """Whether the run that a unit is about will not come."""
@@ -102,19 +87,27 @@ class Worker:
     def _work(self, unit: Unit) -> None:
         self.say({"event": "start", "key": unit.key, "title": unit.title})
         began = time.perf_counter()
-        if unit.key in self.store.damaged or self._is_wanted_again(unit):
+        folder = self.store.path(unit.key)
+        again = self.agenda.is_wanted_again(unit)
+        if again:
+            folder = folder.with_name(f"{unit.key}.again")
+        elif unit.key in self.store.damaged:
             self.store.forget(unit.key)
         with printing_to(self.store.log(unit.key)):
-            ended = self._guarded(unit)
+            ended = self._guarded(unit, folder)
             device = device_label()
         seconds = time.perf_counter() - began
-        if ended != "stopped":
-            self.store.write(unit, status=ended, seconds=seconds, device=device)
+        if ended == "failed":
+            self.agenda.fail(unit, seconds=seconds, device=device)
+        elif ended == "done" and again:
+            self.store.take_weights(unit.key, folder)
+        elif ended == "done":
+            self.store.write(unit, status="done", seconds=seconds, device=device)
         self.say({"event": ended, "key": unit.key, "title": unit.title, "seconds": seconds})
 
-    def _guarded(self, unit: Unit) -> Ended:
+    def _guarded(self, unit: Unit, folder: Path) -> Ended:
         try:
-            result = WORK[unit.kind](unit, self.store.path(unit.key))
+            result = WORK[unit.kind](unit, folder)
             self.stopping = self.stopping or result.signalled or not result.finished
             return "done" if result.finished else "stopped"
         except Stopped:

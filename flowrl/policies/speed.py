@@ -46,8 +46,8 @@ class Speed:
         Blocks(transformer, compiled=self.blocks.compiled, attention=self.attention.context)
 
     def expect(self, *, rollout: Iterable[int] = (), training: Iterable[int] = (), images: int | None = None) -> None:
-        """The batch sizes of a run: of calls without gradients, with them, and of images that are decoded. Only what is
-        compiled is held to them."""
+        """The batch sizes of a run: of calls without gradients, with them (only compiled blocks are held to both), and
+        of images that are decoded."""
         rollout, training = tuple(rollout), tuple(training)
         self.largest = max([self.largest, *rollout, *training])
         self.images = images or self.images

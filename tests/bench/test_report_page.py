@@ -210,6 +210,7 @@ def test_partial_and_small_reports_are_named_at_the_top(folder: Path) -> None:
     title = "Main comparison (smoke budget; partial: 1 of 60 parts missing)"
     assert text.index("Not every report is a full and complete measurement") < text.index(title)
     assert text.count(title) == 2
+    assert "Missing: 1 part" in text
     assert "Not every report" not in Elements(page([main_report()], folder)).text
 
 

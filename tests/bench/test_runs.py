@@ -19,8 +19,9 @@ from flowrl.bench.archive import export, take_in
 from flowrl.bench.files import load_report as load
 from flowrl.bench.pool import Pool, Resources
 from flowrl.bench.study import Study
-from flowrl.bench.units import Unit
-from flowrl.bench.worker import Worker
+from flowrl.bench.tables.compute import compute_tables
+from flowrl.bench.units import Agenda, Unit
+from flowrl.bench.worker import WORK, Worker
 from flowrl.cli import app
 from flowrl.data import PromptOrder, load_prompts
 from flowrl.errors import UserError
@@ -148,6 +149,14 @@ def test_a_unit_waits_for_its_run(tmp_path: Path) -> None:
         assert worker._next() == "waiting"
 
 
+def test_the_reference_and_what_is_the_same_run_have_no_difference(finished: Study) -> None:
+    spec = finished.bench.table("curves").model_copy(update={"reference": "two"})
+    table, *_ = compute_tables(finished, spec, spec.rewards[0])
+    notes = [row.cells["iterations less"].note for row in table.rows]
+    assert notes[1:] == ["the reference", "the reference"]
+    assert notes[0] in ("a difference", "the interval includes 0")
+
+
 # ---- archives
 
 
@@ -176,22 +185,57 @@ def test_archives_hold_weights_where_asked(finished: Study, tmp_path: Path) -> N
     assert all((run.folder / "weights" / "tiny.pt").is_file() for run in other.runs(spec, "one", spec.rewards[0]))
 
 
-def test_a_run_without_weights_is_trained_again_for_what_needs_them(finished: Study, tmp_path: Path) -> None:
+@pytest.fixture
+def bare(finished: Study, tmp_path: Path) -> tuple[Study, list[Unit]]:
+    """Runs that an archive brought without weights, and something that needs those of the second."""
     export(finished.store, tmp_path / "runs.zip")
-    other = study_of(finished.bench.folder)
-    other.store = type(other.store)(tmp_path / "elsewhere")
-    take_in(other.store, tmp_path / "runs.zip")
-    units = other.units(list(other.bench.tables.values()))
-    run = units[1]
-    arguments = run.arguments | {"function": "bench.benches:seed_of", "options": {}}
-    about = Unit("0" * 16, "measure", "about", run.seed, "", "", arguments, needs=run.key)
-    events = work(other, [*units, about])
-    assert [(event["key"], event["event"]) for event in events if event["event"] != "start"] == [
+    study = study_of(finished.bench.folder)
+    study.store = type(study.store)(tmp_path / "elsewhere")
+    take_in(study.store, tmp_path / "runs.zip")
+    units = study.units(list(study.bench.tables.values()))
+    arguments = units[1].arguments | {"function": "bench.benches:seed_of", "options": {}}
+    return study, [*units, Unit("0" * 16, "measure", "about", 1, "", "", arguments, needs=units[1].key)]
+
+
+def test_a_run_without_weights_is_repeated_for_what_needs_them(bare: tuple[Study, list[Unit]]) -> None:
+    study, units = bare
+    run, about = units[1], units[-1]
+    record = study.store.record_path(run.key).read_bytes()
+    assert Agenda(study.store, units).left() == [run, about]
+    assert [(event["key"], event["event"]) for event in work(study, units) if event["event"] != "start"] == [
         (run.key, "done"),
         (about.key, "done"),
     ]
-    assert [other.store.has_weights(unit.key) for unit in units] == [unit is run for unit in units]
-    assert work(other, [*units, about]) == []
+    assert [unit for unit in units if study.store.has_weights(unit.key)] == [run]
+    assert study.store.record_path(run.key).read_bytes() == record, "its results are those that tables were made from"
+    assert work(study, units) == []
+
+
+def test_a_repetition_that_fails_costs_what_needs_it_and_no_more(
+    bare: tuple[Study, list[Unit]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, units = bare
+
+    def fails(unit: Unit, output: Path) -> None:
+        output.mkdir()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(WORK, "train", fails)
+    since = time.time()
+    assert ended(work(study, units, since)) == ["failed"]
+    assert all(study.store.done(unit.key) for unit in units[:-1])
+    assert study.store.failed_since(units[-1].key, since)
+    assert work(study, units, since) == [], "not tried again by the same command"
+    monkeypatch.undo()
+    assert ended(work(study, units)) == ["done", "done"]
+
+
+def test_weights_may_follow(finished: Study, bare: tuple[Study, list[Unit]], tmp_path: Path) -> None:
+    study, units = bare
+    export(finished.store, tmp_path / "weights.zip", weights=True)
+    assert len(take_in(study.store, tmp_path / "weights.zip").keys) == len(units) - 1
+    assert all(study.store.has_weights(unit.key) for unit in units[:-1])
+    assert ended(work(study, units)) == ["done"]
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
@@ -222,9 +266,7 @@ def test_the_command_shows_its_plan_without_doing_anything(tmp_path: Path) -> No
     assert not (tmp_path / "runs" / "runs").exists()
 
 
-def test_tables_of_what_is_finished_are_written_without_running_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_of_what_is_finished_are_written_without_running_anything(tmp_path: Path) -> None:
     bench = write_bench(tmp_path)
     study = study_of(bench)
     units = study.units(list(study.bench.tables.values()))
@@ -236,7 +278,7 @@ def test_tables_of_what_is_finished_are_written_without_running_anything(
     assert result.exit_code == 3, result.output
     assert sum(study.store.done(unit.key) for unit in units) == done
     assert f"partial: {len(units) - done} of {len(units)} parts missing" in (output / "curves.md").read_text()
-    assert "at most 1 of 2 seeds" in (output / "curves.md").read_text()
+    assert "1 of 2 seeds at most" in (output / "curves.md").read_text()
 
 
 def test_rates_are_measured_alone(tmp_path: Path) -> None:

@@ -149,18 +149,18 @@ def method_rows(study: Study, spec: TableSpec, groups: Iterable[Group]) -> tuple
 
 
 def order_column(study: Study, spec: TableSpec) -> Column:
-    return Column(key="order", title=f"order against {study.title(spec.reference or '')} as in the paper")
+    return Column(key="order", title=f"the paper's order against {study.title(spec.reference or '')}")
 
 
 def order_cell(claims: Sequence[Claim]) -> Cell:
-    """How many of the paper's orders are reproduced, contradicted and open."""
+    """How many of the paper's orders are reproduced (yes), contradicted (no) and open."""
     count = {
         "yes": sum(claim.reproduced is True for claim in claims),
         "no": sum(claim.reproduced is False for claim in claims),
         "open": sum(claim.reproduced is None for claim in claims),
     }
     text = ", ".join(f"{number} {name}" for name, number in count.items() if number)
-    return Cell(value=text, note="by so many metrics; open: the interval includes 0")
+    return Cell(value=text, note="by how many metrics ours is the paper's (yes), the other (no), or undecided (open)")
 
 
 def failure(study: Study, spec: TableSpec, method: str, rewards: str) -> str | None:
