@@ -165,11 +165,12 @@ def train(
     from flowrl.summary import describe
 
     summary = train_by(loaded, output=folder, resume=resume, stop_after=stop_after, grace=grace)
-    leave()
     if is_first_rank():
         typer.echo("\n".join(describe(summary)))
-    if summary.signal is not None and summary.resume is not None:
-        raise typer.Exit(128 + summary.signal)
+    code = 0 if summary.signal is None or summary.resume is None else 128 + summary.signal
+    leave(code)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

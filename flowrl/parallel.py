@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -83,10 +84,18 @@ def join() -> Watch:
     return Watch(state.process_index, state.num_processes, store, os.environ.get("MASTER_ADDR", "localhost"))
 
 
-def leave() -> None:
-    """At the end of a program whose run has gone well: NCCL complains of processes that leave without a word."""
+def leave(code: int = 0) -> None:
+    """The last line of a program whose run has gone well. One of several processes ends here, with exit code ``code``.
+
+    NCCL complains of processes that leave without a word. Gloo's threads may outlive what the interpreter's own end
+    destroys, which now and then aborts a process that has done all its work ("terminate called without an active
+    exception"), so that end is left out.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def start(
