@@ -136,9 +136,9 @@ def _take_weights(store: Store, archive: zipfile.ZipFile, key: str, record: byte
     with store.claim(key) as mine:
         if not mine:
             return "is being worked on"
-        with atomic.new_folder(store.path(key).with_name(f"{key}.again")) as folder:
+        with atomic.new_folder(store.again(key)) as folder:
             _extract(archive, weights, folder)
-        store.take_weights(key, store.path(key).with_name(f"{key}.again"))
+        store.take_weights(key)
     return ""
 
 

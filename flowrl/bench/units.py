@@ -94,6 +94,10 @@ class Store:
     def path(self, key: str) -> Path:
         return self.folder / RUNS / key
 
+    def again(self, key: str) -> Path:
+        """Where a run is repeated for its weights alone."""
+        return self.folder / RUNS / f"{key}.again"
+
     def record_path(self, key: str) -> Path:
         return self.folder / RECORDS / f"{key}.json"
 
@@ -147,12 +151,12 @@ class Store:
         """Whether a run's weights are here; those of one that an archive brought need not be."""
         return any((self.path(key) / name).exists() for name in WEIGHTS)
 
-    def take_weights(self, key: str, folder: Path) -> None:
-        """Move those of ``folder``, of the same run again, to the run's; the rest of it is deleted."""
+    def take_weights(self, key: str) -> None:
+        """Move those of the same run :meth:`again` to the run's folder; the rest of it is deleted."""
         for name in reversed(WEIGHTS):  # an average first: where there is one, it is what is evaluated
-            if (folder / name).exists():
-                (folder / name).rename(self.path(key) / name)
-        atomic.remove_folder(folder)
+            if (self.again(key) / name).exists():
+                (self.again(key) / name).rename(self.path(key) / name)
+        atomic.remove_folder(self.again(key))
 
     def failed_since(self, key: str, start: float) -> bool:
         """Whether it failed after ``start``: what failed earlier is tried again."""
@@ -260,6 +264,7 @@ class Agenda:
         return found
 
     def left(self) -> list[Unit]:
+        """In their order."""
         return [unit for unit in self.units if not self.is_over(unit)]
 
     def is_over(self, unit: Unit) -> bool:

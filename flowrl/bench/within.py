@@ -137,7 +137,8 @@ def seeds_in_words(measurements: Sequence[Mapping[str, Any]]) -> str:
     seeds: dict[str, set[int]] = {}
     for found in measurements:
         seeds.setdefault(found["method"], set()).add(found["seed"])
-    fewest, *_, most = sorted([*map(len, seeds.values()), max(map(len, seeds.values()))])
+    counts = [len(of_method) for of_method in seeds.values()]
+    fewest, most = min(counts), max(counts)
     return counted(most, "seed") if fewest == most else f"{fewest} to {counted(most, 'seed')}"
 
 

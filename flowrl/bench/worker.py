@@ -87,11 +87,9 @@ class Worker:
     def _work(self, unit: Unit) -> None:
         self.say({"event": "start", "key": unit.key, "title": unit.title})
         began = time.perf_counter()
-        folder = self.store.path(unit.key)
         again = self.agenda.is_wanted_again(unit)
-        if again:
-            folder = folder.with_name(f"{unit.key}.again")
-        elif unit.key in self.store.damaged:
+        folder = self.store.again(unit.key) if again else self.store.path(unit.key)
+        if unit.key in self.store.damaged:
             self.store.forget(unit.key)
         with printing_to(self.store.log(unit.key)):
             ended = self._guarded(unit, folder)
@@ -100,7 +98,7 @@ class Worker:
         if ended == "failed":
             self.agenda.fail(unit, seconds=seconds, device=device)
         elif ended == "done" and again:
-            self.store.take_weights(unit.key, folder)
+            self.store.take_weights(unit.key)
         elif ended == "done":
             self.store.write(unit, status="done", seconds=seconds, device=device)
         self.say({"event": ended, "key": unit.key, "title": unit.title, "seconds": seconds})

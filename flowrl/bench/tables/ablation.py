@@ -7,7 +7,6 @@ from flowrl.bench.spec import TableSpec
 from flowrl.bench.study import Study
 from flowrl.bench.tables.common import (
     caption,
-    cell,
     columns_of,
     evaluated,
     metric_row,
@@ -20,7 +19,7 @@ from flowrl.bench.tables.common import (
 from flowrl.bench.tables.common import (
     report as make,
 )
-from flowrl.bench.tables.compute import called, compute_tables
+from flowrl.bench.tables.compute import compute_tables, less
 
 
 def report(study: Study, spec: TableSpec) -> Report:
@@ -33,12 +32,12 @@ def report(study: Study, spec: TableSpec) -> Report:
         for method in methods:
             row = metric_row(study, spec, "many", method, rewards, group=group, key=rewards, orders=orders)
             rows.append(row.model_copy(update={"cells": dict(row.cells) | {"less": _less(study, spec, method, judge)}}))
-    less = Column(key="less", title=f"{judge} less {study.title(spec.reference or '')}", digits=4)
+    difference = Column(key="less", title=f"{judge} less {study.title(spec.reference or '')}", digits=4)
     what = (
         f"Variants of G2RPO trained on {rewards_title(rewards)}, {study.scale.steps.many} denoising steps, "
         f"{study.scale.prompts or 'all'} prompts; rows that are the same run by construction share its numbers."
     )
-    columns = (*columns_of(metrics_of(study)), less, order_column(study, spec))
+    columns = (*columns_of(metrics_of(study)), difference, order_column(study, spec))
     blocks: list[Block] = [simple_table("ablation", spec.title, columns, rows, caption(study, spec, what))]
     blocks += compute_tables(study, spec, rewards)[:1]
     claims = tuple(claim for found in orders.values() for claim in found)
@@ -51,8 +50,6 @@ def report(study: Study, spec: TableSpec) -> Report:
 
 def _less(study: Study, spec: TableSpec, method: str, metric: str) -> Cell:
     rewards, reference = spec.rewards[0], spec.reference or method
-    if study.bench.resolve(method) == study.bench.resolve(reference):
-        return Cell(value=None, note="the reference")
     one, keys = evaluated(study, spec, "many", method, rewards, metric)
     two, _ = evaluated(study, spec, "many", reference, rewards, metric)
-    return called(cell(None if one is None or two is None else one.minus(two), runs=keys))
+    return less(study, method, reference, one, two, keys)

@@ -116,7 +116,8 @@ def _row(study: Study, spec: TableSpec, found: Histories, method: str, score: st
         grid = None if where is None else found.at(method, score, axis, where)
         cells[axis] = cell(grid, runs=keys)
         if spec.reference is not None and spec.reference in found.by_method and where is not None:
-            cells[f"{axis} less"] = _less(study, found, method, spec.reference, score, axis, where)
+            other = found.at(spec.reference, score, axis, where)
+            cells[f"{axis} less"] = less(study, method, spec.reference, grid, other, keys)
     runs = list(found.by_method.get(method, {}).values())
     if runs:
         cells["spent_forwards"] = Cell(value=float(np.mean([run.forwards[-1] for run in runs])))
@@ -127,13 +128,18 @@ def _row(study: Study, spec: TableSpec, found: Histories, method: str, score: st
     return Row(title=study.title(method), cells=cells, group=group, failed=failed)
 
 
-def _less(study: Study, found: Histories, method: str, reference: str, score: str, axis: Axis, where: float) -> Cell:
-    """A method's score less the reference's, in pairs."""
+def less(
+    study: Study,
+    method: str,
+    reference: str,
+    one: ScoreGrid | None,
+    other: ScoreGrid | None,
+    runs: Sequence[str],
+) -> Cell:
+    """A method's scores (``one``) less the reference's, in pairs, with the verdict."""
     if study.bench.resolve(method) == study.bench.resolve(reference):
         return Cell(note="the reference")
-    one, other = found.at(method, score, axis, where), found.at(reference, score, axis, where)
-    less = None if one is None or other is None else one.minus(other)
-    return called(cell(less, runs=found.keys.get(method, ())))
+    return called(cell(None if one is None or other is None else one.minus(other), runs=runs))
 
 
 def called(found: Cell) -> Cell:
